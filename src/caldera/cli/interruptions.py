@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
+from glob import escape
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,7 @@ def _writes_nothing(_: Arguments) -> Describe:
 def _writes(*names: str) -> Callable[[Arguments], Describe]:
     """Describe a command that writes complete files, from the arguments that name them.
 
-    A file or folder whose name begins like that of an output belongs to it: `data.skipped.jsonl` to `data.json`.
+    A file or folder that differs from an output in its suffix only belongs to it: `data.skipped.jsonl` to `data.json`.
     """
 
     def begin(arguments: Arguments) -> Describe:
@@ -60,13 +61,15 @@ def _writes(*names: str) -> Callable[[Arguments], Describe]:
 
 
 def _snapshot(outputs: list[Path]) -> dict[str, object]:
-    """Return the identity of every file that belongs to an output, by file or by folder of files."""
+    """Return the state of every file and folder that belongs to an output, by path."""
     snapshot: dict[str, object] = {}
-    for path in (path for output in outputs for path in output.parent.glob(f"{output.stem}*")):
-        files = path.rglob("[!.]*") if path.is_dir() else [path]
-        with suppress(OSError):
-            if states := [(file, file.stat().st_mtime_ns) for file in files if file.is_file()]:
-                snapshot[str(path)] = states
+    for output in outputs:
+        for path in {output, *output.parent.glob(f"{escape(output.stem)}.*")}:
+            with suppress(OSError):
+                # Temporary files, whose names begin with a dot, change the time of a folder.
+                files = [*path.glob("[!.]*")] if path.is_dir() else [path]
+                if files:
+                    snapshot[str(path)] = {file: file.stat().st_mtime_ns for file in files}
     return snapshot
 
 

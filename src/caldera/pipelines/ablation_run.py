@@ -12,6 +12,7 @@ Every finished file is reused, so an interrupted run can be resumed, and a run w
 """
 
 import json
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -51,6 +52,8 @@ from caldera.recipes.towers import resolve_tower
 from caldera.scenes.scene import Split
 from caldera.training.hyperparameters import Stage
 from caldera.training.job import TrainingData, TrainingJob, cached_tower_features
+
+log = logging.getLogger(__name__)
 
 _MAX_NEW_TOKENS = 40
 """Length of an answer: one sentence with its reason."""
@@ -117,6 +120,7 @@ class _AblationRun:
                     f"{folder} holds a variant with other settings; choose another --out"
                 )
             return dict(stored["item_scores"])
+        log.info("variant %r, seed %d", variant.name, seed)
         assistant = self._train_variant(variant, seed, folder)
         answers = self._answers(assistant, f"{variant.name}, seed {seed}")
         scores: ItemScores = {}

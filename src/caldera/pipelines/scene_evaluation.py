@@ -147,11 +147,12 @@ def _fingerprint(assistant: LlavaBundle, items: Sequence[Item]) -> str:
 _GALLERY_SIZE = 18
 """Images, or groups of images, in the gallery."""
 
-_STAGES = {
+STAGE_TITLES = {
     "pretrain": "stage 1: train the projector, on captions",
     "finetune": "stage 2: train projector and language model, on instructions",
-    "without_pretraining": "stage 2 without stage 1",
+    "without_pretraining": "stage 2 without stage 1, for comparison",
 }
+"""Titles of the stages, by the name of their folder."""
 
 
 def write_results(
@@ -234,7 +235,7 @@ def _report(
         columns=columns,
         counts=_question_counts(scores),
         metrics={cider: f"{scores.caption_cider:.2f}"},
-        curves=[_curve(out, name, title) for name, title in _STAGES.items()],
+        curves=[_curve(out, name, title) for name, title in STAGE_TITLES.items()],
         gallery=_gallery(out, scores),
         seconds=seconds,
         facts=machine_info(),

@@ -17,6 +17,7 @@ Every step writes a complete file or folder and is skipped if that exists, so a 
 """
 
 import json
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +34,12 @@ from caldera.formats.model_folder import save_model_folder
 from caldera.instructions.dialogues import count_dialogues, generate_dialogues
 from caldera.instructions.scripted_teacher import ScriptedTeacher
 from caldera.model.bundle import LlavaBundle
-from caldera.pipelines.scene_evaluation import SceneEvaluator, SceneScores, write_results
+from caldera.pipelines.scene_evaluation import (
+    STAGE_TITLES,
+    SceneEvaluator,
+    SceneScores,
+    write_results,
+)
 from caldera.progress import Progress
 from caldera.recipes.recipe import InstructionMix, SceneCounts, SceneRecipe, check_or_write_recipe
 from caldera.recipes.towers import resolve_tower
@@ -41,6 +47,8 @@ from caldera.scenes.coco_folder import write_scenes
 from caldera.scenes.scene import Split
 from caldera.training.hyperparameters import Stage
 from caldera.training.job import TrainingData, TrainingJob
+
+log = logging.getLogger(__name__)
 
 _FORMER_PATHS = {
     "seconds.json": "timings.json",
@@ -177,6 +185,7 @@ class _SceneRun:
 
     def _train(self, stage: Stage, start: LlavaBundle, name: str) -> LlavaBundle:
         """Run one stage in its own folder."""
+        log.info("%s", STAGE_TITLES[name])
         data = TrainingData(
             conversations=read_conversations(self._out / "data" / f"{stage.name}.json"),
             images=self._out / "data",
