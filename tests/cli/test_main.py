@@ -1,5 +1,6 @@
 """The command line as a whole: help, exit codes, one line for each error, interruption."""
 
+import io
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from caldera.cli import main
 from caldera.formats.model_folder import save_model_folder
 from caldera.model.bundle import LlavaBundle
 from tests.cli.conftest import CommandResult
@@ -144,7 +146,7 @@ def test_a_disk_full_during_training_is_one_line(
 
 
 def test_a_closed_pipe_and_a_plain_terminal_give_no_traceback() -> None:
-    """`| head` and LANG=C end without a traceback."""
+    """`| head`, LANG=C and an encoding without the characters of a file's name end without a traceback."""
     piped = subprocess.run(
         f"{sys.executable} -m caldera --help | head -1",
         shell=True,
@@ -153,13 +155,36 @@ def test_a_closed_pipe_and_a_plain_terminal_give_no_traceback() -> None:
         check=False,
     )
     assert "Traceback" not in piped.stderr
-    settings = {"LANG": "C", "COLUMNS": "40", "NO_COLOR": "1", "PYTHONUTF8": "0"}
+    settings = {
+        "LANG": "C",
+        "COLUMNS": "40",
+        "NO_COLOR": "1",
+        "PYTHONUTF8": "0",
+        "PYTHONIOENCODING": "ascii",
+    }
     plain = subprocess.run(
-        [sys.executable, "-m", "caldera", "data", "check", "nowhere.json"],
+        [sys.executable, "-m", "caldera", "data", "check", "Bücher-照片.json"],
         capture_output=True,
         text=True,
         env={**os.environ, **settings},
         check=False,
     )
     assert plain.returncode == 3
+    assert "cannot read B?cher-??.json" in plain.stderr
     assert "\x1b" not in plain.stderr
+
+
+@pytest.mark.parametrize(
+    ("encoding", "expected"), [("ascii", "B?cher ??"), ("latin-1", "Bücher ??"), ("utf-8", "Bücher 照片")]
+)  # fmt: skip
+def test_characters_that_an_encoding_lacks_are_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, expected: str
+) -> None:
+    """A message in any encoding has ? for what it cannot show, and no exception."""
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True)
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setattr("sys.argv", ["caldera", "data", "check", str(tmp_path / "Bücher 照片")])
+    with pytest.raises(SystemExit, match="3"):
+        main()
+    stream.seek(0)
+    assert expected in stream.read()

@@ -4,6 +4,7 @@ Heavy modules are imported only when a command needs them, so that `caldera --he
 environment variables are read here only.
 """
 
+import io
 import json
 import logging
 import os
@@ -239,8 +240,16 @@ def _configure_logging() -> None:
     logging.getLogger("caldera").setLevel(logging.INFO)
 
 
+def _replace_unknown_chars() -> None:
+    """Write ? for a character that the terminal's encoding lacks, and read what is not valid in it as U+FFFD."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 def main() -> None:
     """Run a command; every expected failure is one line and its exit code."""
+    _replace_unknown_chars()
     _configure_logging()
     try:
         app(standalone_mode=True)
