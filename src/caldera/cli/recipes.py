@@ -120,13 +120,13 @@ def _print_overview(recipes: "list[Recipe]") -> None:
     for recipe in recipes:
         rows = overview(recipe)
         print_result(f"{recipe.name}: {rows[0][1]} parameters")
-        for _, _, stage, data, trainable, batch, rate, epochs in rows:
-            text = f"{stage}: {data}; trains {trainable}; batch {batch}, learning rate {rate}, epochs {epochs}"
-            print_result(
-                *textwrap.wrap(
-                    text, stdout_console.width, initial_indent="  ", subsequent_indent=" " * 12
-                )
-            )
+        _print_wrapped(
+            [
+                f"  {stage}: {data}; trains {trainable}; batch {batch}, learning rate {rate}, epochs {epochs}"
+                for _, _, stage, data, trainable, batch, rate, epochs in rows
+            ],
+            " " * 12,
+        )
     print_result(
         "parameters: vision + projector + language. 128 (128): here (in the paper).",
         "?: not verified. -: none. Every setting of one recipe: caldera recipes NAME",
@@ -152,10 +152,21 @@ def _print_recipe(description: dict[str, Any]) -> None:
         )
     stdout_console.print(table)
     sizes = description["parameters"].items()
-    print_result(f"weights: {', '.join(f'{part} {compact_number(size)}' for part, size in sizes)}")
-    for part, needs in description["data"].items():
-        print_result(f"{part} data: {needs['name']}, {needs['file']}; {needs['source']}")
-    print_result(*(f"note: {note}" for note in description["notes"]))
+    lines = [
+        f"weights: {', '.join(f'{part} {compact_number(size)}' for part, size in sizes)}",
+        *(
+            f"{part} data: {needs['name']}, {needs['file']}; {needs['source']}"
+            for part, needs in description["data"].items()
+        ),
+        *(f"note: {note}" for note in description["notes"]),
+    ]
+    _print_wrapped(lines, " " * 2)
+
+
+def _print_wrapped(lines: Sequence[str], indent: str) -> None:
+    """Print lines of text, wrapped to the width of the terminal; all but the first line of each are indented."""
+    for line in lines:
+        print_result(*textwrap.wrap(line, stdout_console.width, subsequent_indent=indent))
 
 
 def _from_json(value: object) -> object:

@@ -1,8 +1,9 @@
 """`caldera train ...`: the two training stages on a user's own files."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeAlias, TypeVar
 
 import typer
 
@@ -12,23 +13,28 @@ from caldera.cli.options import (
     Dtype,
     IgnoreField,
     Images,
+    ImagesFrom,
     MaxBadFraction,
     Resume,
     Set,
     Workers,
+    read_options_from,
     runtime_from,
     stderr_console,
 )
 from caldera.errors import UnknownNameError, UsageError
 
 if TYPE_CHECKING:
+    from caldera.conversation import Conversation
+    from caldera.conversation.reader import ReadOptions
     from caldera.devices import Runtime
+    from caldera.files.skipped_items import SkippedItems
     from caldera.model.bundle import LlavaBundle
     from caldera.training.hyperparameters import Stage
-    from caldera.training.job import TrainingData
     from caldera.training.loop import TrainingResult
 
 _Name = TypeVar("_Name", bound=str)
+_Records: TypeAlias = "tuple[Sequence[Conversation], Path, SkippedItems]"
 
 app = typer.Typer(
     cls=StoppableGroup,
@@ -56,6 +62,7 @@ def pretrain(
         str, typer.Option(help="patch, or cls_patch to include the tokens before the patches.")
     ] = "patch",
     images: Images = None,
+    images_from: ImagesFrom = None,
     settings: Set = None,
     resume: Resume = False,
     max_bad_fraction: MaxBadFraction = 0.0,
@@ -74,27 +81,30 @@ def pretrain(
     """
     from typing import get_args
 
-    from caldera.formats.assemble import assemble
     from caldera.images.anyres import ASPECTS
-    from caldera.model.vision_tower import FeatureSelect
     from caldera.overrides import apply_overrides
     from caldera.recipes.towers import resolve_tower
     from caldera.training.hyperparameters import PRETRAIN
 
-    stage = apply_overrides(PRETRAIN, settings or ())
+    # Settings and data are checked before torch is imported and a model is loaded, which take long.
+    stage, aspect = apply_overrides(PRETRAIN, settings or ()), _choice("aspect", aspect, ASPECTS)
+    options = read_options_from(images, images_from, ignore_field)
+    records = _read_data(data, options, max_bad_fraction)
+    from caldera.formats.assemble import assemble
+    from caldera.model.vision_tower import FeatureSelect
+
     model = assemble(
         resolve_tower(vision, out / "towers"),
         resolve_tower(language, out / "towers"),
         projector=projector,
-        aspect=_choice("aspect", aspect, ASPECTS),
+        aspect=aspect,
         vision_feature_layer=vision_feature_layer,
         feature_select=_choice("feature selection", feature_select, get_args(FeatureSelect)),
         template=stage.template,
         seed=stage.seed,
     )
-    records = _read_data(data, images, ignore_field)
     runtime = runtime_from(device, dtype, workers)
-    _train(stage, model, records, out, runtime, max_bad_fraction, resume=resume)
+    _train(stage, model, records, out, runtime, resume=resume)
 
 
 @app.command()
@@ -111,6 +121,7 @@ def finetune(
         ),
     ] = False,
     images: Images = None,
+    images_from: ImagesFrom = None,
     settings: Set = None,
     resume: Resume = False,
     max_bad_fraction: MaxBadFraction = 0.0,
@@ -127,15 +138,18 @@ def finetune(
 
       caldera train finetune --model runs/stage1/model --data data.json --out runs/lora --lora
     """
-    from caldera.formats.model_folder import load_model_folder
     from caldera.overrides import apply_overrides
     from caldera.training.hyperparameters import FINETUNE, FINETUNE_LORA
 
+    # Settings and data are checked before torch is imported and a model is loaded, which take long.
     stage = apply_overrides(FINETUNE_LORA if lora else FINETUNE, settings or ())
-    start = load_model_folder(model)
-    records = _read_data(data, images, ignore_field)
+    options = read_options_from(images, images_from, ignore_field)
+    records = _read_data(data, options, max_bad_fraction)
+    from caldera.formats.open_model import load_model
+
+    start = load_model(model)
     runtime = runtime_from(device, dtype, workers)
-    _train(stage, start, records, out, runtime, max_bad_fraction, resume=resume)
+    _train(stage, start, records, out, runtime, resume=resume)
 
 
 @app.command()
@@ -156,6 +170,7 @@ def recipe(
         Path | None,
         typer.Option(help="Model folder of a finished stage 1, instead of towers and its data."),
     ] = None,
+    images_from: ImagesFrom = None,
     settings: Set = None,
     resume: Resume = False,
     max_bad_fraction: MaxBadFraction = 0.0,
@@ -177,8 +192,10 @@ def recipe(
       --data llava_v1_5_mix665k.json --images images --set finetune.lora.rank=64
     """
     from caldera.overrides import apply_overrides
-    from caldera.pipelines.paper_run import UserInputs, run_paper_recipe
     from caldera.recipes.registry import find_paper_recipe
+
+    config = apply_overrides(find_paper_recipe(name), settings or ())
+    from caldera.pipelines.paper_run import UserInputs, run_paper_recipe
 
     inputs = UserInputs(
         vision=vision,
@@ -188,9 +205,8 @@ def recipe(
         data=data,
         images=images,
         stage1_model=stage1_model,
-        ignore=frozenset(ignore_field or ()),
+        reading=read_options_from(None, images_from, ignore_field),
     )
-    config = apply_overrides(find_paper_recipe(name), settings or ())
     runtime = runtime_from(device, dtype, workers)
     results = run_paper_recipe(
         config, inputs, out, runtime=runtime, max_bad_fraction=max_bad_fraction, resume=resume
@@ -212,11 +228,12 @@ def merge(
       caldera train merge runs/lora/adapter --model runs/stage1/model --out merged
     """
     from caldera.formats.lora_adapter import merge_adapter
-    from caldera.formats.model_folder import load_model_folder, save_model_folder
+    from caldera.formats.model_folder import save_model_folder
+    from caldera.formats.open_model import load_model
 
     if out.exists():
         raise UsageError(f"{out} exists; choose another --out")
-    save_model_folder(out, merge_adapter(adapter, load_model_folder(model)))
+    save_model_folder(out, merge_adapter(adapter, load_model(model)))
     stderr_console.print(f"model: {out}", markup=False)
 
 
@@ -228,31 +245,33 @@ def _choice(subject: str, name: str, valid: Sequence[_Name]) -> _Name:
     raise UnknownNameError(subject, name, valid)
 
 
-def _read_data(
-    file: Path, images: Path | None, ignore_fields: Iterable[str] | None
-) -> "TrainingData":
-    """Read a data file."""
+def _read_data(file: Path, options: "ReadOptions", max_bad_fraction: float) -> _Records:
+    """Read a data file, and return its conversations, their folder of images, and the skipped records."""
     from caldera.conversation import read_conversations
-    from caldera.training.job import TrainingData
+    from caldera.files.skipped_items import SkippedItems
 
-    conversations = read_conversations(file, frozenset(ignore_fields or ()))
-    return TrainingData(conversations=conversations, images=images or file.parent)
+    skipped = SkippedItems(max_bad_fraction)
+    options = replace(options, check_images=True)
+    conversations = read_conversations(file, skipped=skipped, options=options)
+    return conversations, options.images or file.parent, skipped
 
 
 def _train(
     stage: "Stage",
     model: "LlavaBundle",
-    data: "TrainingData",
+    records: _Records,
     out: Path,
     runtime: "Runtime",
-    max_bad_fraction: float,
     *,
     resume: bool,
 ) -> None:
-    """Run a training job and print its result."""
-    from caldera.files.skipped_items import SkippedItems
-    from caldera.training.job import TrainingJob
+    """Train on the records of a data file, and print the result."""
+    from caldera.training.job import TrainingData, TrainingJob
 
+    conversations, images, skipped = records
+    data = TrainingData(
+        conversations=conversations, images=images, num_unreadable=len(skipped.items)
+    )
     job = TrainingJob(
         stage=stage,
         assistant=model,
@@ -260,7 +279,7 @@ def _train(
         out=out,
         features=out.parent / "features",
         runtime=runtime,
-        skipped=SkippedItems(max_bad_fraction),
+        skipped=skipped,
         resume=resume,
     )
     _, result = job.run()
