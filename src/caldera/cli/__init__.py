@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.logging import RichHandler
 from rich.table import Table
 
 from caldera import __version__
@@ -228,15 +227,20 @@ def _print_demo(folder: Path) -> None:
     )
 
 
+class _StderrHandler(logging.Handler):
+    """Prints log lines to stderr, unchanged."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one line."""
+        print_message(self.format(record))
+
+
 def _configure_logging() -> None:
     """Send logs to stderr, and silence the libraries."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    handler = RichHandler(
-        console=stderr_console, show_time=False, show_level=False, show_path=False
-    )
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_StderrHandler()])
     logging.getLogger("caldera").setLevel(logging.INFO)
 
 
