@@ -184,6 +184,16 @@ def test_the_help_of_a_benchmark_describes_it(call: Call) -> None:
             2,
             "did you mean 'top_p'?",
         ),
+        (
+            ("pope", "--model", "nowhere", "--data", "{pope}", "--set", "temperature=-1"),
+            2,
+            "temperature is -1.0; it must lie in [0, 10]",
+        ),
+        (
+            ("pope", "--model", "nowhere", "--data", "{pope}", "--images", "{pope}"),
+            3,
+            "3 of 3 images are not in {pope}, the first 1.jpg; name their folder with --images",
+        ),
     ],
 )
 def test_faults_end_with_one_line(
@@ -195,13 +205,13 @@ def test_faults_end_with_one_line(
     code: int,
     message: str,
 ) -> None:
-    """A misspelt or renamed command, missing files, a folder that is no model, an unknown setting."""
+    """A misspelt or renamed command, missing files, a folder that is no model, settings that are found before it."""
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
     exit_code, stdout, stderr = call(*(word.format(pope=pope) for word in arguments))
     assert (exit_code, stdout) == (code, "")
     assert stderr.startswith("error: ")
-    assert message in stderr
+    assert message.format(pope=pope) in stderr
     assert stderr.count("\n") == 1
 
 

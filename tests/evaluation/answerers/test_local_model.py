@@ -156,7 +156,7 @@ def test_only_items_that_cannot_be_asked_fail(assistant: LlavaBundle, photos: Pa
     answers = ask(assistant, items, photos)
     failed = {item_id: answer.error for item_id, answer in answers.items() if answer.error}
     assert failed.keys() == {"q1", "q6"}
-    assert "1.png is not a JPEG" in failed["q1"]
+    assert "1.png is a text file, not an image" in failed["q1"]
     assert "room for 2048" in failed["q6"]
     assert len(answers) == 7
 

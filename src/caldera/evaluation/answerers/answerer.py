@@ -11,6 +11,7 @@ from caldera.evaluation.benchmark import Item
 from caldera.inference.prompts import FilePrompt
 
 ChoiceMethod = Literal["generation", "letter", "option", "option-mean"]
+MaxTokensField = Literal["max_tokens", "max_completion_tokens"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,15 +46,29 @@ class AnswerConfig:
     max_consecutive_failures: int = 20
     """Consecutive items that may fail before a run at a server stops."""
 
-    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    max_tokens_field: MaxTokensField = "max_tokens"
     """Name that a server has for the maximum length of an answer."""
 
     def __post_init__(self) -> None:
-        """Check the settings that nothing else checks."""
-        if self.choice_method not in get_args(ChoiceMethod):
-            methods = ", ".join(get_args(ChoiceMethod))
-            raise UsageError(f"choice_method is {self.choice_method!r}; choose one of {methods}")
-        check_ranges(self, {"batch_size": "[1, inf]", "max_consecutive_failures": "[1, inf]"})
+        """Check all settings, before a model is loaded."""
+        for name, choices in (
+            ("choice_method", get_args(ChoiceMethod)),
+            ("max_tokens_field", get_args(MaxTokensField)),
+        ):
+            if (value := getattr(self, name)) not in choices:
+                raise UsageError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
+        counts = ("max_new_tokens", "batch_size", "concurrency", "requests_per_minute")
+        check_ranges(
+            self,
+            {
+                "temperature": "[0, 10]",
+                "top_p": "(0, 1]",
+                "seed": f"[0, {1 << 63})",
+                **dict.fromkeys((*counts, "max_consecutive_failures"), "[1, inf]"),
+                "timeout": "[0.001, inf]",
+                "retries": "[0, inf]",
+            },
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,7 +121,6 @@ class LocalModelAnswerer:
     ) -> None:
         """Answer with `assistant`, whose folder has this digest."""
         self._assistant, self._config, self._compute = assistant, config, compute
-        self._sampling(1)  # checks the settings
         assistant.model.to(compute.device)
         self._prompt_builder = PromptBuilder(assistant)
         self._digest = digest

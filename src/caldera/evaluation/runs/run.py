@@ -26,6 +26,7 @@ from caldera.evaluation.runs.answers import (
 )
 from caldera.evaluation.runs.report import read_run, write_run_report
 from caldera.evaluation.runs.results import (
+    MAX_FAILED,
     BenchmarkInfo,
     Results,
     build_results,
@@ -88,10 +89,11 @@ def evaluate_benchmark(
     info = _benchmark_info(spec, sources, len(items))
     if limit is not None and limit < len(items):
         benchmark = with_items(benchmark, limit_items(items, limit))
-    answerer = open_answerer(model, config, server, runtime.compute)
     folder, extracted = image_folder(sources), out / "images"
     if sources.images is None and spec.extract_images and spec.extract_images(sources, extracted):
         folder = extracted
+    _check_images(benchmark.items, folder)
+    answerer = open_answerer(model, config, server, runtime.compute)
     longest, progress = config.max_new_tokens, runtime.progress
     if spec.needs_judge(benchmark.items):
         answer_items(
@@ -107,6 +109,18 @@ def evaluate_benchmark(
         max_new_tokens=longest,
         progress=progress,
     )
+
+
+def _check_images(items: Sequence[Item], folder: Path) -> None:
+    """Check before a model is loaded that not so many images are missing that the run cannot be valid."""
+    paths = dict.fromkeys(path for item in items for path in item.conversation.images)
+    missing = {path for path in paths if not (folder / path).is_file()}
+    failing = [item for item in items if not missing.isdisjoint(item.conversation.images)]
+    if len(failing) > MAX_FAILED * len(items):
+        raise InputError(
+            f"{len(missing)} of {len(paths)} images are not in {folder}, the first {min(missing)}; name their folder "
+            "with --images"
+        )
 
 
 def _benchmark_info(spec: BenchmarkSpec, sources: Sources, split_size: int) -> BenchmarkInfo:
