@@ -56,6 +56,9 @@ class Conversation:
     location: str = field(default="", compare=False, repr=False)
     """File and line or index that it was read from, for messages."""
 
+    allow_empty_turns: bool = field(default=False, compare=False, repr=False)
+    """Whether a turn may have neither text nor image, as in a chat with a model that answered nothing."""
+
     def __post_init__(self) -> None:
         """Check the turns."""
         for number, turn in enumerate(self.turns, start=1):
@@ -66,7 +69,7 @@ class Conversation:
                     "turns alternate, starting with the user: merge or remove one"
                 )
             text, has_image = turn.text, any(isinstance(part, ImageRef) for part in turn.parts)
-            if not has_image and not text.strip():
+            if not (has_image or text.strip() or self.allow_empty_turns):
                 raise ConversationError(
                     f"turn {number} is empty; give it text or remove the record"
                 )

@@ -57,7 +57,7 @@ async def _create_chat_completion(
         created=int(time.time()),
         model=service.config.name,
         logprobs=bool(request.logprobs),
-        usage=request.stream_options is not None and request.stream_options.include_usage,
+        usage=bool(request.stream_options and request.stream_options.include_usage),
     )
     respond = _respond_stream if request.stream else _respond
     try:
@@ -89,13 +89,16 @@ async def _build_requests(
     max_new_tokens = _max_answer_tokens(service, engine, request, len(prompt.ids))
     seed = random.getrandbits(62) if request.seed is None else request.seed % _NUM_SEEDS
     temperature = request.temperature
+    if temperature is None:
+        temperature = service.config.temperature
+    is_greedy = request.top_p == 0
     return [
         Request(
             prompt,
             SamplingParams(
-                temperature=service.config.temperature if temperature is None else temperature,
-                top_p=1.0 if request.top_p is None else request.top_p,
-                top_k=request.top_k or 0,
+                temperature=0.0 if is_greedy else temperature,
+                top_p=1.0 if is_greedy or request.top_p is None else request.top_p,
+                top_k=max(0, request.top_k or 0),
                 max_new_tokens=max_new_tokens,
                 seed=(seed + index) % _NUM_SEEDS,
                 stop=tuple(request.stop or ()),
@@ -110,10 +113,15 @@ async def _build_requests(
 def _max_answer_tokens(
     service: Service, engine: Engine, request: ChatRequest, num_prompt: int
 ) -> int:
-    """Return the limit on the answer: as requested, or the server's own limit as far as the context allows it."""
+    """Return the limit on the answer: as requested, or the server's own limit as far as the context allows it.
+
+    For -1 it is what the context has room for, or the server's own limit if the context has none.
+    """
     requested = request.max_completion_tokens or request.max_tokens
     context_length = engine.context_length
-    if requested is None:
+    if requested == -1 and context_length is not None:
+        requested = max(1, context_length - num_prompt)
+    elif requested is None or requested == -1:
         requested = service.config.limits.max_tokens
         if context_length is not None:
             requested = max(1, min(requested, context_length - num_prompt))
