@@ -72,7 +72,7 @@ def serve(loopback: None) -> Iterator[Callable[[Script], TeacherServer]]:
         server.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def third_party() -> Path:
     """Return the folder of third-party data; skip the test if there is none."""
     if not THIRD_PARTY.is_dir():

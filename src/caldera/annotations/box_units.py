@@ -77,16 +77,20 @@ def detect_unit(images: Sequence[SizedBoxes]) -> Unit:
     return "pixels"
 
 
-def contradiction(image: SizedBoxes) -> str:
-    """Return why the boxes of an image in a file of pixels cannot be pixels; empty if they can."""
-    if any(_is_fraction(box) for box in image.boxes):
-        return "looks like fractions, but most boxes of the file are pixels"
-    is_small = all(fits_inside(box, (100, 100), 0.5) for box in image.boxes)
-    if is_small and any(box.area > _AREA_RATIO * box.width * box.height + 1 for box in image.boxes):
-        return "is smaller than the 'area' of its object; one of the two is not in pixels"
+def contradiction(image: SizedBoxes) -> tuple[BoxEntry, str] | None:
+    """Return a box that cannot be in pixels, in a file of pixels, and the reason; None if there is none."""
+    for box in image.boxes:
+        if _is_fraction(box):
+            return box, "looks like fractions, but most boxes of the file are in pixels"
+    if all(fits_inside(box, (100, 100), 0.5) for box in image.boxes):
+        for box in image.boxes:
+            if box.area > _AREA_RATIO * box.width * box.height + 1:
+                reason = f"is smaller than the area of its object, {box.area:g}; one of them is not in pixels"
+                return box, reason
     if image.boxes and all(_has_area_of_corners(box) for box in image.boxes):
-        return "has the 'area' of [left, top, right, bottom], not of [left, top, width, height]"
-    return ""
+        reason = "has the area of [left, top, right, bottom], not of [left, top, width, height]"
+        return image.boxes[0], reason
+    return None
 
 
 def _pixels_or_percent(images: Sequence[SizedBoxes], failing: Sequence[SizedBoxes]) -> Unit:

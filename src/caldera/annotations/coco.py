@@ -89,21 +89,27 @@ def _join(main: CocoFile, box_file: CocoFile | None) -> list[ImageEntry | None]:
     tails = _unique_tails(main.images)
     names = {image.name for image in main.images}
     by_key = {image.key: image for image in reversed(box_file.images) if image.key}
+    by_pair = {(image.key, image.name): image for image in box_file.images}
     partners: list[ImageEntry | None] = []
     for image in main.images:
         tail = Path(image.name).name
         partner = by_name.get(image.name)
+        if image.fault:
+            # Its id or its name may be that of another image.
+            partners.append(by_pair.get((image.key, image.name)))
+            continue
         if partner is None and tail in tails:
             partner = by_tail.get(tail)
         if partner is None and (same_id := by_key.get(image.key)):
-            if not same_id.name:
-                partner = same_id
-            elif same_id.name not in names and Path(same_id.name).name not in tails:
+            is_other = same_id.name not in names and Path(same_id.name).name not in tails
+            if same_id.name and is_other:
                 reason = (
                     f"id {image.key} is {image.name}, but {same_id.name} in {same_id.location}; "
                     "correct the ids or names, or leave one of the files out"
                 )
                 image.set_fault(image.location, reason)
+            if not same_id.name or is_other:
+                partner = same_id
         partners.append(partner)
     return partners
 

@@ -27,6 +27,12 @@ from caldera.errors import AnnotationError, ImageError
 from caldera.files.skipped_items import SkippedItems
 from caldera.images.decoding import ImageHeader, read_image_header
 
+_UNUSABLE_UNITS: dict[Unit, str] = {
+    "corners": "is [left, top, right, bottom] like most of the file; write [left, top, width, height]",
+    "unclear": "may be in pixels, in percent or in fractions, like all of the file; write pixels",
+}
+"""What is wrong with each box of a file, by its unit."""
+
 
 @dataclass(slots=True)
 class ListedImage:
@@ -127,11 +133,9 @@ class BoxReader:
     def _check_unit(self, image: ListedImage) -> None:
         """Raise AnnotationError if the unit of the boxes of the file or of the image is not certain."""
         entry = image.box_entries[0]
-        reason = {
-            "corners": "and most others are [left, top, right, bottom]; COCO has [left, top, width, height]",
-            "unclear": "and the others may be in percent or fractions as well as in pixels; write them in pixels",
-            "pixels": contradiction(_sized(image)),
-        }.get(self._unit, "")
+        reason = _UNUSABLE_UNITS.get(self._unit)
+        if self._unit == "pixels" and (found := contradiction(_sized(image))):
+            entry, reason = found
         if reason:
             numbers = [entry.left, entry.top, entry.width, entry.height]
             raise AnnotationError(

@@ -107,7 +107,7 @@ class CocoFile:
         self.parents: dict[str, set[str]] = defaultdict(set)
         """Categories that contain another one, by its name; they are no category of their own."""
 
-        self.notes: list[tuple[str, str]] = []
+        self._category_faults: list[tuple[str, str]] = []
         self._read_categories(content.get("categories"))
 
     def _dicts(self) -> Iterator[dict[str, Any]]:
@@ -128,7 +128,7 @@ class CocoFile:
             key, name = to_key(fields.get("id")), fields.get("name")
             if not key or not isinstance(name, str) or not name.strip():
                 needed = "a category needs an id and a name; boxes of it make their image invalid"
-                self.notes.append((location, f"{shorten_value(entry)}: {needed}"))
+                self._category_faults.append((location, f"{shorten_value(entry)}: {needed}"))
                 continue
             name = name.strip()
             if self._names.get(key, name) != name:
@@ -151,9 +151,7 @@ class CocoFile:
         pairs = {(image.key, image.name) for image in other.images} if other else set()
 
         def evidence(image: ImageEntry) -> int:
-            digits = re.search(r"(\d+)\.\w+$", image.name)
-            named_by_id = bool(digits and digits[1].lstrip("0") == image.key.lstrip("0"))
-            return ((image.key, image.name) in pairs) + named_by_id
+            return ((image.key, image.name) in pairs) + (image.key == _number_in(image.name))
 
         for values in ([entry.key for entry in self.images], [entry.name for entry in self.images]):
             claims: dict[str, list[ImageEntry]] = defaultdict(list)
@@ -162,10 +160,12 @@ class CocoFile:
             for value, entries in claims.items():
                 if value and len(entries) > 1:
                     _mark_claims(value, entries, [evidence(entry) for entry in entries])
-        owners: dict[str, ImageEntry] = {}
+        owners = {image.key: image for image in self.images if image.key and not image.fault}
         for image in self.images:
-            if image.key and (image.key not in owners or owners[image.key].fault):
-                owners[image.key] = image
+            # An unusable image keeps its annotations, by the number in its name if its id is wrong.
+            if image.fault:
+                is_free = image.key and image.key not in owners
+                owners.setdefault(image.key if is_free else _number_in(image.name), image)
         return owners
 
     def read_annotations(
@@ -175,6 +175,8 @@ class CocoFile:
 
         An entry of an image that the file does not list is only counted: lists are often shortened.
         """
+        for location, reason in self._category_faults if with_boxes else ():
+            skipped.note(location, reason)
         unlisted: Counter[str] = Counter()
         num_invalid = 0
         for index, entry in enumerate(self._annotations):
@@ -244,6 +246,12 @@ class CocoFile:
             return
         if is_crowd != 1:
             image.uncounted.add(category)
+
+
+def _number_in(name: str) -> str:
+    """Return the number at the end of a file name, without zeros before it: '000000000139.jpg' -> '139'."""
+    digits = re.search(r"(\d+)\.\w+$", name)
+    return str(int(digits[1])) if digits else ""
 
 
 def _list_of(content: dict[str, Any], name: str, path: Path) -> list[object]:
