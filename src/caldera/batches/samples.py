@@ -118,13 +118,17 @@ class SampleBuilder:
             InputError: A record is invalid and may not be skipped, or none is valid.
         """
         samples = []
+        total = len(conversations) + len(skipped.items)
         for conversation in conversations:
             try:
                 samples.append(self.build(conversation, images))
             except InputError as error:
-                skipped.add_or_raise(f"record {conversation.id!r}", error)
+                location = conversation.location or f"record {conversation.id!r}"
+                if conversation.location:
+                    error = type(error)(f"{location}: {error}")
+                skipped.add_or_raise(location, error)
             advance()
-        skipped.raise_if_over_limit(len(conversations))
+        skipped.raise_if_over_limit(total)
         if not samples:
             raise ConversationError("no record is left to train on")
         return samples

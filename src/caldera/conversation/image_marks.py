@@ -69,7 +69,7 @@ DIALECTS = (
     ),
     Dialect("Phi-3", "<|image_1|>", r"<\|(?:image|img)[_ -]?(\d+)\|>", "numbered"),
     Dialect("MMMU", "<image_1>", _NUMBERED, "numbered"),
-    Dialect("LLaVA, LLaVA-NeXT, InternVL", IMAGE_PLACEHOLDER, r"<image>"),
+    Dialect("LLaVA, LLaVA-NeXT, InternVL", IMAGE_PLACEHOLDER, r"(?-i:<image>)"),
     Dialect("other spelling", "<Image>", _SPELLED),
     Dialect("video, audio, boxes", "<video>", _MEDIA, "media"),
 )

@@ -11,10 +11,11 @@ OUT/
 With `resume`, a finished stage is skipped, and an interrupted one is resumed.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from caldera.conversation import read_conversations
+from caldera.conversation.reader import ReadOptions
 from caldera.devices import Runtime
 from caldera.errors import UsageError
 from caldera.files.atomic import lock_folder
@@ -44,8 +45,8 @@ class UserInputs:
     stage1_model: Path | None = None
     """Model folder of an earlier stage 1, which replaces towers and stage 1."""
 
-    ignore: frozenset[str] = frozenset()
-    """Extra fields of records to ignore."""
+    reading: ReadOptions = field(default_factory=ReadOptions)
+    """How the data files are read, apart from their folders of images."""
 
 
 def run_paper_recipe(
@@ -80,14 +81,14 @@ def run_paper_recipe(
     )
     results = {}
     with lock_folder(out):
+        # All data is read before a model is loaded and hours are spent on the first stage.
+        stages = _stages(recipe, inputs, max_bad_fraction)
         assistant = _initial_model(recipe, inputs, out)
-        # All data is read before hours are spent on the first stage.
-        stages = _stages(recipe, inputs)
-        for stage, _ in stages:
+        for stage, _, _ in stages:
             if stage.lora:
                 target_layers(assistant.model.language, stage.lora.targets)
         check_or_write_recipe(out, recipe)
-        for stage, data in stages:
+        for stage, data, skipped in stages:
             job = TrainingJob(
                 stage=stage,
                 assistant=assistant,
@@ -95,7 +96,7 @@ def run_paper_recipe(
                 out=out / stage.name,
                 features=out / "features",
                 runtime=runtime,
-                skipped=SkippedItems(max_bad_fraction),
+                skipped=skipped,
                 resume=resume,
             )
             assistant, results[stage.name] = job.run()
@@ -125,18 +126,29 @@ def _initial_model(recipe: PaperRecipe, inputs: UserInputs, out: Path) -> LlavaB
     )
 
 
-def _stages(recipe: PaperRecipe, inputs: UserInputs) -> list[tuple[Stage, TrainingData]]:
-    """Return the stages to run, each with its data."""
+def _stages(
+    recipe: PaperRecipe, inputs: UserInputs, max_bad_fraction: float
+) -> list[tuple[Stage, TrainingData, SkippedItems]]:
+    """Return the stages to run, each with its data and the skipped records."""
 
-    def read(file: Path | None, images: Path | None) -> TrainingData:
+    def read(
+        stage: Stage, file: Path | None, images: Path | None
+    ) -> tuple[Stage, TrainingData, SkippedItems]:
         assert file is not None  # as checked
-        conversations = read_conversations(file, inputs.ignore)
-        return TrainingData(conversations=conversations, images=images or file.parent)
+        skipped = SkippedItems(max_bad_fraction)
+        options = replace(inputs.reading, images=images, check_images=True)
+        conversations = read_conversations(file, skipped=skipped, options=options)
+        num_unreadable = len(skipped.items)
+        folder = images or file.parent
+        data = TrainingData(
+            conversations=conversations, images=folder, num_unreadable=num_unreadable
+        )
+        return stage, data, skipped
 
-    finetune = (recipe.finetune, read(inputs.data, inputs.images))
+    finetune = read(recipe.finetune, inputs.data, inputs.images)
     if inputs.stage1_model:
         return [finetune]
-    return [(recipe.pretrain, read(inputs.pretrain_data, inputs.pretrain_images)), finetune]
+    return [read(recipe.pretrain, inputs.pretrain_data, inputs.pretrain_images), finetune]
 
 
 def check_missing_inputs(recipe: PaperRecipe, inputs: UserInputs) -> None:

@@ -76,6 +76,9 @@ class TrainingData:
     images: Path
     """Folder that image paths are relative to."""
 
+    num_unreadable: int = 0
+    """Records that were skipped when the data was read."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingJob:
@@ -224,7 +227,8 @@ class TrainingJob:
         for sample in samples:
             if unusable := [path for path in sample.images if path in errors]:
                 self.skipped.add_or_raise(f"record {sample.id!r}", errors[unusable[0]])
-        self.skipped.finish(len(self.data.conversations), self.out / "skipped.jsonl")
+        total = len(self.data.conversations) + self.data.num_unreadable
+        self.skipped.finish(total, self.out / "skipped.jsonl")
         usable = [sample for sample in samples if not errors.keys() & set(sample.images)]
         if not usable:
             raise ConversationError("no record is left to train on")
