@@ -111,10 +111,12 @@ def test_answers_of_the_server_are_accepted_in_a_history(server: ServerProcess) 
     """The client of OpenAI sends an answer back as it got it: with nulls, cut, empty, or with a NUL character."""
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none")
     messages: list[Any] = [system("Be brief."), {"role": "user", "content": "What is it?"}]
-    first = client.chat.completions.create(model=NAME, messages=messages, max_tokens=8)
+    first = client.chat.completions.create(
+        model=NAME, messages=messages, max_tokens=8, temperature=0
+    )
     start = first.choices[0].message.content or ""
     empty = client.chat.completions.create(
-        model=NAME, messages=messages, max_tokens=8, stop=start[:1]
+        model=NAME, messages=messages, max_tokens=8, temperature=0, stop=start[:1]
     )
     assert empty.choices[0].message.content == ""
     for completion in (first, empty):
