@@ -8,7 +8,9 @@ from caldera.templates.jinja import chat_template
 from caldera.templates.jinja_subset import UnreadableTemplateError, render
 from caldera.templates.template import TEMPLATES
 
-RENDERED = [name for name, known in TEMPLATES.items() if not (known.isolated or known.caption_only)]
+RENDERED = [
+    name for name, template in TEMPLATES.items() if not (template.isolated or template.caption_only)
+]
 
 SPEAKER = (
     "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}"

@@ -4,11 +4,9 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from PIL import Image
-
+from caldera.chat.image_inputs import FetchImage, ImageInput, decode_input
 from caldera.conversation import LETTERS, Conversation, ImageRef, Turn, label_images
-from caldera.errors import UsageError
-from caldera.images.decoding import open_image
+from caldera.errors import UsageError, shorten_value
 from caldera.inference.engine import Engine, Request
 from caldera.inference.prompts import ProcessedImage
 from caldera.inference.sampling import SamplingParams
@@ -31,10 +29,13 @@ class _Exchange:
 class Session:
     """One conversation with a model; earlier turns come from the engine's prefix cache."""
 
-    def __init__(self, engine: Engine, sampling: SamplingParams) -> None:
-        """Start an empty conversation."""
+    def __init__(
+        self, engine: Engine, sampling: SamplingParams, fetch_image: FetchImage | None = None
+    ) -> None:
+        """Start an empty conversation; `fetch_image` returns the content of an image's URL."""
         self._engine = engine
         self._sampling = sampling
+        self._fetch_image = fetch_image
         self._exchanges: tuple[_Exchange, ...] = ()
         self._next_images: tuple[tuple[ImageRef, ProcessedImage], ...] = ()
         """Images of the next question."""
@@ -44,17 +45,17 @@ class Session:
         """The turns so far."""
         return _conversation(self._exchanges)
 
-    def add_image(self, image: Path | Image.Image) -> None:
+    def add_image(self, image: ImageInput) -> None:
         """Add an image to the next question.
 
         Args:
-            image: A file, or a decoded image.
+            image: As `ChatModel` takes it, such as a path.
 
         Raises:
             ImageError: It cannot be used.
             UsageError: The question has too many images.
         """
-        decoded = open_image(image) if isinstance(image, Path) else image.convert("RGB")
+        decoded = decode_input(image, self._fetch_image)
         reference = ImageRef(str(image) if isinstance(image, Path) else "an image")
         # Called for its error.
         label_images([*(earlier for earlier, _ in self._next_images), reference])
@@ -123,6 +124,8 @@ class Session:
 
     def _next(self, question: str) -> _Exchange:
         """Return a question with its images, not answered yet; raise UsageError if it is empty."""
+        if not isinstance(question, str):
+            raise UsageError(f"a question must be a text, got {shorten_value(question)}")
         if not question.strip():
             raise UsageError("the question is empty; enter a question")
         return _Exchange(question, self._next_images)

@@ -33,8 +33,8 @@ def read_chat_template(folder: Path) -> str | None:
 def _default_template(setting: Any) -> str | None:  # noqa: ANN401 - JSON
     """Return the template of a setting, which may list several by name."""
     if isinstance(setting, list):
-        named = {item["name"]: item["template"] for item in setting if isinstance(item, dict)}
-        setting = named.get("default")
+        by_name = {item["name"]: item["template"] for item in setting if isinstance(item, dict)}
+        setting = by_name.get("default")
     return setting if isinstance(setting, str) else None
 
 

@@ -49,7 +49,7 @@ _MAX_LISTED = 3
 
 @dataclass(frozen=True, slots=True)
 class ModelPath:
-    """What a path is."""
+    """A path and its kind."""
 
     kind: PathKind
     path: Path
@@ -66,12 +66,12 @@ def find_model(path: str | Path) -> Path:
         path: A model folder of caldera or llava-hf, or the folder of a finished run.
 
     Raises:
-        ModelFormatError: It is none of these; the message says what it is and what to do.
+        ModelFormatError: It is none of these; the message states what it is and what to do.
     """
-    found = identify(path)
-    if found.advice:
-        raise ModelFormatError(found.advice)
-    return found.path
+    model_path = identify(path)
+    if model_path.advice:
+        raise ModelFormatError(model_path.advice)
+    return model_path.path
 
 
 def identify(path: str | Path) -> ModelPath:
@@ -98,8 +98,8 @@ def _identify_folder(folder: Path) -> ModelPath:
         if (folder / name / METADATA_FILE).is_file():
             return ModelPath("caldera", folder / name)
     for identify_part in (_identify_adapter, _identify_config, _identify_run_part):
-        if found := identify_part(folder):
-            return found
+        if model_path := identify_part(folder):
+            return model_path
     return _identify_other(folder)
 
 
@@ -188,8 +188,8 @@ def _identify_run_part(folder: Path) -> ModelPath | None:
         return ModelPath("checkpoint", folder, _checkpoint_advice(folder, folder.parent))
     if not any((folder / name).exists() for name in _RUN_FILES):
         return None
-    done = folder / "pretrain" / "model"
-    stage_1 = f"; its stage 1 is finished: {done}" if done.is_dir() else ""
+    stage_1_model = folder / "pretrain" / "model"
+    stage_1 = f"; its stage 1 is finished: {stage_1_model}" if stage_1_model.is_dir() else ""
     return ModelPath(
         "unfinished run",
         folder,
@@ -259,11 +259,13 @@ def _identify_name(text: str, path: Path) -> ModelPath:
         )
     if "://" in text:
         return ModelPath("missing", path, f"{text} is a web address; give a model folder")
-    return ModelPath("missing", path, f"{text} does not exist{_nearest(path) or '; check the path'}")
+    return ModelPath(
+        "missing", path, f"{text} does not exist{_nearest(path) or '; check the path'}"
+    )
 
 
 def _nearest(path: Path) -> str:
-    """Return a question about a path with a similar name beside a missing one; empty if there is none."""
+    """Return a question about a path with a similar name next to a missing one; empty if there is none."""
     folder = next(parent for parent in path.parents if parent.is_dir() or parent == parent.parent)
     names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
     matches = difflib.get_close_matches(path.relative_to(folder).parts[0], names, n=1)

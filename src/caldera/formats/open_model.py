@@ -24,7 +24,7 @@ def load_model(path: str | Path, dtype: torch.dtype = torch.float32) -> LlavaBun
         dtype: Dtype of the weights in memory; weights that are stored in it stay mapped from their files.
 
     Raises:
-        ModelFormatError: The path is something else, and the message says what to do; or a file is missing or broken,
+        ModelFormatError: The path is something else, and the message states what to do; or a file is missing or broken,
             or weights and config do not fit exactly.
     """
     return with_weights(*open_model(path), dtype)

@@ -215,11 +215,15 @@ def _decode(
         if isinstance(image, JpegImageFile) and scale > 1:
             image.draft(None, (max(1, width // scale), max(1, height // scale)))
         load(image)
-        transpose = _EXIF_TRANSPOSE.get(_orientation(image))
-        upright = image if transpose is None else image.transpose(transpose)
-        decoded = _flatten_to_rgb(upright, name)
+        decoded = to_upright_rgb(image, name)
     reduced_by = -(-max(width, height) // max(decoded.size))
     return decoded if reduced_by == scale else decoded.reduce(scale // reduced_by)
+
+
+def to_upright_rgb(image: Image.Image, name: str) -> Image.Image:
+    """Return an image of Pillow as RGB: upright by its EXIF orientation, on white if transparent."""
+    transpose = _EXIF_TRANSPOSE.get(_orientation(image))
+    return _flatten_to_rgb(image if transpose is None else image.transpose(transpose), name)
 
 
 def _load_partially(image: ImageFile.ImageFile) -> None:

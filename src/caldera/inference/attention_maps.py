@@ -25,6 +25,7 @@ from caldera.images.anyres import (
 )
 from caldera.images.processor import ImageProcessor
 from caldera.inference.detokenizer import REPLACEMENT
+from caldera.inference.features import embed_prompt
 from caldera.inference.prompts import Prompt
 from caldera.model.bundle import LlavaBundle
 from caldera.model.vision_tower import VisionTower
@@ -199,14 +200,8 @@ def attention_weights(assistant: LlavaBundle, prompt: Prompt, answer_tokens: int
     Raises:
         UsageError: The language model does not return its weights.
     """
-    model = assistant.model
-    language: Any = model.language
-    device = model.embedding_weight.device
-    ids = torch.tensor([prompt.ids], device=device)  # (1, tokens)
-    side = assistant.processor.side
-    pixels = torch.cat([torch.zeros(0, 3, side, side), *(image.views for image in prompt.images)])
-    layouts = [image.layout for image in prompt.images]
-    embedded = model.embed(ids, pixels.to(device), layouts)  # (1, tokens, width)
+    language: Any = assistant.model.language
+    embedded = embed_prompt(assistant, prompt)  # (1, tokens, width)
     first = len(prompt.ids) - answer_tokens - 1
     cache = DynamicCache()
     if first > 0:

@@ -1,8 +1,10 @@
 """Requests to the engine, and the streams of their answers."""
 
+import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -63,7 +65,7 @@ class Usage:
 
 
 class AnswerStream:
-    """Stream of an answer while it is generated, for one reader: iterate (blocking), or call `drain`."""
+    """Stream of an answer while it is generated, for one reader: iterate, by `for` or `async for`, or call `drain`."""
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -88,6 +90,27 @@ class AnswerStream:
                     raise self._error
                 return
             yield piece
+
+    async def __aiter__(self) -> AsyncIterator[TextDelta]:
+        """Yield pieces as they arrive, without blocking the event loop."""
+        loop, updated = asyncio.get_running_loop(), asyncio.Event()
+
+        def notify() -> None:
+            # RuntimeError: the loop is closed, so that no reader is left.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(updated.set)
+
+        self.on_update(notify)
+        ended = False
+        while not ended:
+            await updated.wait()
+            updated.clear()
+            # Read before the pieces are drained, or the last ones could be missed.
+            ended = self.ended
+            for piece in self.drain():
+                yield piece
+        if self._error is not None:
+            raise self._error
 
     def read_all(self) -> str:
         """Wait for the rest of the answer and return it.

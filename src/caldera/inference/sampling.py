@@ -1,14 +1,40 @@
 """Sampling parameters, and the choice of the next token."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from caldera.errors import UsageError, check_ranges
+from caldera.errors import UnknownNameError, UsageError, check_ranges, shorten_value
 
 MAX_TOP_LOGPROBS = 20
 """Maximum of `top_logprobs`."""
+
+_SYNONYMS = {
+    "max_tokens": "max_new_tokens",
+    "max_completion_tokens": "max_new_tokens",
+    "max_output_tokens": "max_new_tokens",
+    "max_length": "max_new_tokens",
+    "n_predict": "max_new_tokens",
+    "num_predict": "max_new_tokens",
+    "temp": "temperature",
+    "do_sample": "temperature",
+    "random_state": "seed",
+    "stop_strings": "stop",
+    "stop_sequences": "stop",
+    "stop_words": "stop",
+}
+"""Names in OpenAI's API, transformers and llama.cpp; an error suggests the name here."""
+
+_TYPES: Mapping[type, tuple[type, str]] = {
+    float: (Real, "a number"),
+    int: (Integral, "a whole number"),
+    bool: (bool, "True or False"),
+}
+"""Types of values that a field of a type takes, and their name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +69,15 @@ class SamplingParams:
     """Number of most likely alternatives to return for each token."""
 
     def __post_init__(self) -> None:
-        """Check every setting."""
+        """Check every setting; `stop` may be a single text."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            checked = (
+                _to_texts(value)
+                if field.name == "stop"
+                else _to_number(field.name, value, field.type)
+            )
+            object.__setattr__(self, field.name, checked)
         check_ranges(
             self,
             {
@@ -59,6 +93,38 @@ class SamplingParams:
             raise UsageError("stop holds an empty text, which every answer begins with; remove it")
         if self.top_logprobs and not self.logprobs:
             raise UsageError("top_logprobs needs logprobs; set both or neither")
+
+
+def _to_number(name: str, value: object, kind: Any) -> Any:  # noqa: ANN401 - a field's type
+    """Return the value of a field as its own type, also from NumPy's numbers."""
+    accepted, description = _TYPES[kind]
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        raise UsageError(f"{name} is {shorten_value(value)}; it must be {description}")
+    return kind(value)
+
+
+def _to_texts(value: object) -> tuple[str, ...]:
+    """Return one or several texts as a tuple."""
+    texts = (value,) if isinstance(value, str) else value
+    if isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts):
+        return tuple(texts)
+    raise UsageError(f"stop is {shorten_value(value)}; it must be a text or a list of texts")
+
+
+def sampling_from(settings: Mapping[str, Any]) -> SamplingParams:
+    """Return sampling parameters from keyword arguments; None leaves a default.
+
+    Raises:
+        UnknownNameError: There is no such setting; the message suggests the right name.
+        UsageError: A value has the wrong type or is out of range.
+    """
+    names = [field.name for field in fields(SamplingParams)]
+    for name in settings:
+        if name in _SYNONYMS:
+            raise UsageError(f"no setting is called {name!r}; did you mean {_SYNONYMS[name]!r}?")
+        if name not in names:
+            raise UnknownNameError("setting", name, names)
+    return SamplingParams(**{name: value for name, value in settings.items() if value is not None})
 
 
 def sample_tokens(logits: Tensor, sampling: SamplingParams, generator: torch.Generator) -> Tensor:

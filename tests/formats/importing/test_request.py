@@ -57,5 +57,5 @@ def test_a_missing_template_lists_the_names(
 def test_the_name_of_a_folder_decides_nothing(tmp_path: Path, vicuna_folder: Path) -> None:
     """A language model in a folder called llava-lora is a language model."""
     vicuna_folder.replace(tmp_path / "llava-lora")
-    with pytest.raises(ModelFormatError, match="is a language model .*model_type 'llama'"):
+    with pytest.raises(ModelFormatError, match=r"is a language model .*model_type 'llama'"):
         run_import(tmp_path / "out", source=tmp_path / "llava-lora")

@@ -114,11 +114,11 @@ def detect_layout(folder: Path, requested: SourceLayout | None = None) -> Source
         ModelFormatError: The folder cannot be imported.
         UsageError: It could have several layouts, or does not have the requested one.
     """
-    found = identify(folder)
-    if found.kind == "caldera":
-        raise UsageError(f"{found.path} is a caldera model folder already; use it as it is")
-    if found.kind not in ("original", "llava-hf"):
-        raise ModelFormatError(found.advice)
+    model_path = identify(folder)
+    if model_path.kind == "caldera":
+        raise UsageError(f"{model_path.path} is a caldera model folder already; use it as it is")
+    if model_path.kind not in ("original", "llava-hf"):
+        raise ModelFormatError(model_path.advice)
     config, file = read_config(folder), folder / "config.json"
     if is_original(config) and "text_config" in config:
         raise ModelFormatError(

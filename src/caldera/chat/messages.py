@@ -1,0 +1,154 @@
+"""Messages of OpenAI's API and of transformers as a conversation and its images.
+
+A system message is put before the next text of the user, as each template has a system text of its own that the model
+was trained with. Consecutive messages of one role form one turn. Images stay where they are; several before all text
+are labeled with letters, as in the training data.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from caldera.conversation import Conversation, ImageRef, Turn, label_images
+from caldera.errors import ConversationError, UsageError, did_you_mean, shorten_value
+
+Parts = list[str | ImageRef]
+
+_SYSTEM_ROLES = ("system", "developer")
+_ROLES = ("user", "assistant", *_SYSTEM_ROLES)
+_TEXT_TYPES = ("text", "input_text", "output_text")
+_IMAGE_TYPES = ("image_url", "image", "input_image")
+_IMAGE_KEYS = ("image_url", "image", "url", "path", "base64", "data", "source")
+"""Keys that hold the image of a part, in OpenAI's, transformers' and Anthropic's messages."""
+
+
+def read_messages(
+    messages: Sequence[Mapping[str, Any]], images: Sequence[object] = ()
+) -> tuple[Conversation, list[Any]]:
+    """Return messages as a conversation that ends with a question, and its images in order.
+
+    Args:
+        messages: Each with `role` and `content`: a text, or parts such as {"type": "text", "text": "What is it?"},
+            {"type": "image_url", "image_url": {"url": "dog.jpg"}} or {"type": "image", "path": "dog.jpg"}.
+        images: Images of the parts without one, {"type": "image"}, in order; or, if no part is for an image, images
+            before the only question.
+
+    Raises:
+        UsageError: Messages have another form, or images and parts do not match.
+    """
+    spare = list(images)
+    part_images: list[Any] = []
+    turns = []
+    for number, message in enumerate(messages, start=1):
+        if not isinstance(message, Mapping) or message.keys() < {"role", "content"}:
+            raise UsageError(
+                f"message {number} is {shorten_value(message)}; write {{'role': 'user', 'content': ...}}"
+            )
+        if message["role"] not in _ROLES:
+            raise UsageError(
+                f"message {number} has the role {shorten_value(message['role'])}; "
+                f"{did_you_mean(str(message['role']), _ROLES)}"
+            )
+        turns.append((message["role"], _parts(message["content"], number, part_images, spare)))
+    if spare and not part_images and [role for role, _ in turns].count("user") == 1:
+        question = next(parts for role, parts in turns if role == "user")
+        question[:0] = [*map(ImageRef, map(str, range(len(spare))))]
+        part_images, spare = spare, []
+    if spare:
+        raise UsageError(
+            f"{len(spare)} of {len(images)} images have no part in the messages; add {{'type': 'image'}} for each"
+        )
+    return join_messages(turns), part_images
+
+
+def _parts(content: object, number: int, part_images: list[Any], spare: list[Any]) -> Parts:
+    """Return texts and image references of a content; its images are appended to `part_images`."""
+    if content is None or isinstance(content, str):
+        return [content] if content else []
+    if not isinstance(content, list | tuple):
+        raise UsageError(
+            f"message {number} has the content {shorten_value(content)}; give a text or a list of parts"
+        )
+    parts: Parts = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if isinstance(part, str) or kind in _TEXT_TYPES:
+            text = part if isinstance(part, str) else part.get("text", "")
+            if not isinstance(text, str):
+                raise UsageError(f"message {number} has the text {shorten_value(text)}; give a str")
+            follows_text = parts and isinstance(parts[-1], str)
+            parts.extend(["\n", text] if follows_text else [text])
+        elif kind in _IMAGE_TYPES:
+            parts.append(ImageRef(str(len(part_images))))
+            part_images.append(_image(part, number, spare))
+        else:
+            raise UsageError(
+                f"message {number} has the part {shorten_value(part)}; its type must be one of "
+                f"{', '.join(_TEXT_TYPES + _IMAGE_TYPES)}"
+            )
+    return parts
+
+
+def _image(part: Mapping[str, Any], number: int, spare: list[Any]) -> object:
+    """Return the image of a part: its own, else the next of the separate ones."""
+    image = next((part[key] for key in _IMAGE_KEYS if part.get(key) is not None), None)
+    if isinstance(image, Mapping) and isinstance(image.get("url"), str):
+        return image["url"]
+    if image is not None:
+        return image
+    if not spare:
+        raise UsageError(
+            f"message {number} has a part for an image, but there is no image for it; put it into the part, "
+            "{'type': 'image', 'path': 'dog.jpg'}, or give it after the messages"
+        )
+    return spare.pop(0)
+
+
+def join_messages(messages: Iterable[tuple[str, Sequence[str | ImageRef]]]) -> Conversation:
+    """Return messages, each a role and its parts, as a conversation that ends with a question.
+
+    Raises:
+        UsageError: They begin with the assistant, end with it, or a question is empty.
+    """
+    turns: list[tuple[str, Parts]] = []
+    system: list[str] = []
+    for role, parts in messages:
+        has_content = any(isinstance(part, ImageRef) or part.strip() for part in parts)
+        if role in _SYSTEM_ROLES:
+            system += [part for part in parts if isinstance(part, str)]
+        elif role == "assistant" and not turns:
+            raise UsageError("the first message is the assistant's; begin with the user's")
+        elif role == "assistant" and any(isinstance(part, ImageRef) for part in parts):
+            raise UsageError("a message of the assistant has an image; only the user shows images")
+        elif role == "assistant" and not has_content:
+            continue  # an answer that was stopped before its first word
+        else:
+            content = _with_system(system, list(parts)) if role == "user" else list(parts)
+            system = [] if role == "user" else system
+            if turns and turns[-1][0] == role:
+                turns[-1][1].extend(["\n", *content])
+            else:
+                turns.append((role, content))
+    if not turns or turns[-1][0] != "user":
+        raise UsageError("the last message must be a question of the user")
+    try:
+        return Conversation("chat", tuple(_to_turn(role, parts) for role, parts in turns))
+    except ConversationError as error:
+        raise UsageError(f"messages: {error}") from None
+
+
+def _with_system(system: Sequence[str], parts: Parts) -> Parts:
+    """Insert system texts before the first text, after any images that precede it."""
+    if not system:
+        return parts
+    first = next((i for i, part in enumerate(parts) if isinstance(part, str)), len(parts))
+    separator = ["\n"] if first < len(parts) else []
+    return [*parts[:first], "\n".join(system), *separator, *parts[first:]]
+
+
+def _to_turn(role: str, parts: Parts) -> Turn:
+    """Return a turn; a single image is followed by a line end, several before all text are labeled with letters."""
+    parts = [part for part in parts if part != ""]
+    images = [part for part in parts if isinstance(part, ImageRef)]
+    if role == "user" and len(images) > 1 and parts[: len(images)] == images:
+        parts = [*label_images(images), *parts[len(images) :]]
+    return Turn("user" if role == "user" else "assistant", tuple(parts))
