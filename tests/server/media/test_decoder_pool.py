@@ -69,6 +69,17 @@ def test_decompression_bombs_are_rejected_by_their_headers(server: ServerProcess
         assert int(peak) < 300_000, "kB of a process that decodes"
 
 
+@pytest.mark.parametrize("size", [(8160, 6120), (13_000, 1200)])
+def test_large_photos_are_decoded_at_a_reduced_size(
+    server: ServerProcess, size: tuple[int, int]
+) -> None:
+    """A photo of 50 megapixels and a panorama get the answer of the same image in few pixels."""
+    small = Image.linear_gradient("L").resize((size[0] // 40, size[1] // 40)).convert("RGB")
+    large = encode_image(small.resize(size, Image.Resampling.NEAREST), "JPEG", quality=95)
+    expected = server.ask("What is it?", encode_image(small), max_tokens=2)
+    assert server.ask("What is it?", large, max_tokens=2).text == expected.text
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 2000), (2000, 1), (1, 40_000)])
 def test_the_smallest_and_the_longest_images_are_answered(
     server: ServerProcess, size: tuple[int, int]
@@ -100,9 +111,10 @@ def test_an_image_without_pixels_is_rejected(server: ServerProcess) -> None:
     ],
 )
 def test_other_formats_are_not_decoded(server: ServerProcess, content: bytes) -> None:
-    """Only four formats are decoded, whatever type is declared."""
+    """Only four formats are decoded, whatever type is declared; the message says what the file is."""
     answer = server.ask("What?", content)
     assert (answer.status, answer.code) == (400, "unsupported_image_media_type")
+    assert answer.error["message"].startswith("the file is a")
 
 
 def test_the_content_decides_the_format(server: ServerProcess) -> None:
