@@ -12,7 +12,7 @@ from caldera.annotations.coco_entries import BoxEntry
 
 Unit = Literal["pixels", "fractions", "percent", "corners", "unclear"]
 
-UNIT_SIZES: dict[Unit, float] = {"fractions": 1.0, "percent": 100.0}
+UNIT_SIZES: dict[str, float] = {"fractions": 1.0, "percent": 100.0}
 """Extent of the whole image in units other than pixels."""
 
 TOLERANCE = 1.0
@@ -21,10 +21,10 @@ TOLERANCE = 1.0
 _PERCENT_ODDS = 10_000.0
 """Odds against pixels from which boxes that all end below 100 are percent."""
 
-_UNCLEAR_ODDS = 300.0
+_UNCLEAR_ODDS = 10.0
 """Odds against pixels from which such boxes are no longer taken for pixels."""
 
-_INTEGER_ODDS = 0.1
+_WHOLE_ODDS = 0.03
 """Change of the odds by a box of whole numbers, which percent rarely are."""
 
 _MIN_PERCENT_IMAGES = 3
@@ -84,7 +84,7 @@ def contradiction(image: SizedBoxes) -> tuple[BoxEntry, str] | None:
             return box, "looks like fractions, but most boxes of the file are in pixels"
     if all(fits_inside(box, (100, 100), 0.5) for box in image.boxes):
         for box in image.boxes:
-            if box.area > _AREA_RATIO * box.width * box.height + 1:
+            if _is_below_area(box):
                 reason = f"is smaller than the area of its object, {box.area:g}; one of them is not in pixels"
                 return box, reason
     if image.boxes and all(_has_area_of_corners(box) for box in image.boxes):
@@ -95,18 +95,18 @@ def contradiction(image: SizedBoxes) -> tuple[BoxEntry, str] | None:
 
 def _pixels_or_percent(images: Sequence[SizedBoxes], failing: Sequence[SizedBoxes]) -> Unit:
     """Return the unit of boxes that all end below 100."""
+    if 2 * len(failing) > len(images):
+        return "unclear"
     odds = 1.0
     for image in images:
         # The chance that a box of a large image lies by accident in its first 100 x 100 pixels.
         chance = min(1.0, 100 / image.size[0]) * min(1.0, 100 / image.size[1])
         for box in image.boxes:
-            is_whole = all(
-                value.is_integer() for value in (box.left, box.top, box.width, box.height)
-            )
-            odds *= (_INTEGER_ODDS if is_whole else 1.0) / chance
+            odds *= (_WHOLE_ODDS if box.is_whole else 1.0) / chance
         odds = min(odds, _PERCENT_ODDS)
-    if 2 * len(failing) > len(images):
-        odds *= 10.0 ** len(failing)
+    boxes = [box for image in images for box in image.boxes]
+    if 2 * sum(map(_is_below_area, boxes)) > len(boxes):
+        odds *= _PERCENT_ODDS
     if odds < _UNCLEAR_ODDS:
         return "pixels"
     is_percent = odds >= _PERCENT_ODDS and len(images) >= _MIN_PERCENT_IMAGES
@@ -116,6 +116,11 @@ def _pixels_or_percent(images: Sequence[SizedBoxes], failing: Sequence[SizedBoxe
 def _is_fraction(box: BoxEntry) -> bool:
     """Return whether all four numbers are at most 1, as no box in pixels is."""
     return max(box.left, box.top, box.width, box.height) <= 1.0
+
+
+def _is_below_area(box: BoxEntry) -> bool:
+    """Return whether a box is too small for the area of its object."""
+    return box.area > _AREA_RATIO * box.width * box.height + 1
 
 
 def _could_be_corners(image: SizedBoxes) -> bool:

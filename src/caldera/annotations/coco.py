@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet, unique_ids
-from caldera.annotations.coco_boxes import BoxReader, ListedImage
+from caldera.annotations.coco_boxes import BoxReader, ListedImage, parse_box_meaning
 from caldera.annotations.coco_entries import CocoFile, ImageEntry
 from caldera.annotations.coco_layouts import CocoSource, find_source, image_folders
 from caldera.annotations.image_files import ImageFinder
@@ -37,6 +37,9 @@ class CocoOptions:
 
     check_images: bool = True
     """Check that each image exists."""
+
+    boxes: str | None = None
+    """Unit and frame of the boxes, as in 'percent,stored'; None: decided by the files."""
 
 
 def read_coco(
@@ -66,7 +69,8 @@ def read_coco(
         owners = file.owners(next((other for other in files if other is not file), None))
         num_unattributed += file.read_annotations(owners, skipped, with_boxes=needs_boxes)
     listed = _locate(main, box_file, options, source)
-    reader = BoxReader(box_file if options.with_boxes else None, listed, skipped)
+    meaning = parse_box_meaning(options.boxes)
+    reader = BoxReader(box_file if options.with_boxes else None, listed, skipped, meaning)
     annotations = _build(listed, reader, skipped)
     categories = box_file.categories if box_file and options.with_boxes else ()
     total = len(listed) + num_unattributed

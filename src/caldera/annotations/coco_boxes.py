@@ -1,8 +1,9 @@
 """Boxes of a COCO file as fractions of the displayed images, by what its numbers mean over all images."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import get_args
 
 from caldera.annotations.annotated_image import Instance
 from caldera.annotations.box_frames import (
@@ -23,13 +24,13 @@ from caldera.annotations.box_units import (
 )
 from caldera.annotations.boxes import Box
 from caldera.annotations.coco_entries import BoxEntry, CocoFile, ImageEntry
-from caldera.errors import AnnotationError, ImageError
+from caldera.errors import AnnotationError, ImageError, UnknownNameError
 from caldera.files.skipped_items import SkippedItems
 from caldera.images.decoding import ImageHeader, read_image_header
 
 _UNUSABLE_UNITS: dict[Unit, str] = {
     "corners": "is [left, top, right, bottom] like most of the file; write [left, top, width, height]",
-    "unclear": "may be in pixels, in percent or in fractions, like all of the file; write pixels",
+    "unclear": "may be in pixels, in percent or in fractions, like all of the file; say which with --boxes",
 }
 """What is wrong with each box of a file, by its unit."""
 
@@ -65,11 +66,38 @@ class ListedImage:
         return self.boxes.boxes if self.boxes else ()
 
 
+@dataclass(frozen=True, slots=True)
+class BoxMeaning:
+    """What the user says about the numbers of boxes; None is decided by the files."""
+
+    unit: Unit | None = None
+    frame: Frame | None = None
+
+
+def parse_box_meaning(text: str | None) -> BoxMeaning:
+    """Parse a unit, a frame or both: 'percent', 'displayed', 'pixels,stored'."""
+    meaning = BoxMeaning()
+    for word in text.split(",") if text else ():
+        if word in get_args(Frame):
+            meaning = replace(meaning, frame=word)
+        elif word in ("pixels", *UNIT_SIZES):
+            meaning = replace(meaning, unit=word)
+        else:
+            raise UnknownNameError(
+                "unit or frame of boxes", word, ["pixels", *UNIT_SIZES, *get_args(Frame)]
+            )
+    return meaning
+
+
 class BoxReader:
     """Converts the boxes of a file, after what its numbers mean was decided over all images."""
 
     def __init__(
-        self, box_file: CocoFile | None, images: Sequence[ListedImage], skipped: SkippedItems
+        self,
+        box_file: CocoFile | None,
+        images: Sequence[ListedImage],
+        skipped: SkippedItems,
+        meaning: BoxMeaning,
     ) -> None:
         """Read the headers of the images that have boxes."""
         usable: list[ListedImage] = []
@@ -85,10 +113,11 @@ class BoxReader:
             usable.append(image)
         self._parents = box_file.parents if box_file else {}
         self._skipped = skipped
-        self._unit: Unit = detect_unit([_sized(image) for image in usable])
+        self._meaning = meaning
+        self._unit: Unit = meaning.unit or detect_unit([_sized(image) for image in usable])
         if self._unit in UNIT_SIZES and box_file:
             skipped.note(str(box_file.path), f"boxes are read as {self._unit} of the image")
-        self._frame: Frame | None = common_frame(
+        self._frame: Frame | None = meaning.frame or common_frame(
             (image.match, image.header) for image in usable if image.header
         )
         # Boxes that exceed the resized image show that they refer to the annotated size.
@@ -134,7 +163,8 @@ class BoxReader:
         """Raise AnnotationError if the unit of the boxes of the file or of the image is not certain."""
         entry = image.box_entries[0]
         reason = _UNUSABLE_UNITS.get(self._unit)
-        if self._unit == "pixels" and (found := contradiction(_sized(image))):
+        is_certain = self._meaning.unit or self._unit in UNIT_SIZES
+        if not reason and not is_certain and (found := contradiction(_sized(image))):
             entry, reason = found
         if reason:
             numbers = [entry.left, entry.top, entry.width, entry.height]
@@ -156,7 +186,7 @@ class BoxReader:
         if self._frame is None:
             raise AnnotationError(
                 f"{location}: image {name} has EXIF orientation {header.orientation}, and nothing tells whether its "
-                "boxes are those of the stored or of the displayed image; save it upright and correct its boxes"
+                "boxes are those of the stored or of the displayed image; say which with --boxes"
             )
         return self._frame
 

@@ -33,6 +33,8 @@ class BoxEntry:
     """Area of the object as the file has it; 0 if it has none."""
 
     is_crowd: bool
+    is_whole: bool = False
+    """Whether the file has whole numbers, as in 10, not 10.0."""
 
 
 @dataclass(slots=True)
@@ -242,7 +244,10 @@ class CocoFile:
             skipped.note(f"{location}.bbox", f"box {numbers} has no area; it is not used")
         else:
             area = max(0.0, _to_number(entry.get("area") or 0))
-            image.boxes.append(BoxEntry(location, category, *numbers, area, is_crowd == 1))
+            is_whole = all(isinstance(value, int) for value in values)
+            image.boxes.append(
+                BoxEntry(location, category, *numbers, area, is_crowd == 1, is_whole)
+            )
             return
         if is_crowd != 1:
             image.uncounted.add(category)

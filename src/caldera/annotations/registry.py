@@ -28,6 +28,9 @@ class SourceOptions:
     instances: Path | None = None
     """COCO files of captions and boxes; None for both: found in the folder."""
 
+    boxes: str | None = None
+    """Unit and frame of COCO boxes, as in 'percent,stored'; None: decided by the files."""
+
     columns: str | None = None
     """Columns or fields of the image and the caption of a table, 'file_name,text'; None: by their usual names."""
 
@@ -47,6 +50,7 @@ ANNOTATION_READERS: dict[str, AnnotationReader] = {
             captions=options.captions,
             instances=options.instances,
             with_boxes=options.with_boxes,
+            boxes=options.boxes,
         ),
     ),
     "pairs": lambda path, skipped, options: read_pairs(

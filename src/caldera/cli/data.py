@@ -9,6 +9,7 @@ from rich.table import Table
 
 from caldera.cli.interruptions import StoppableGroup
 from caldera.cli.options import (
+    Boxes,
     Captions,
     Columns,
     IgnoreField,
@@ -162,6 +163,7 @@ def generate(
     images: Images = None,
     captions: Captions = None,
     instances: Instances = None,
+    boxes: Boxes = None,
     columns: Columns = None,
     seed: Annotated[int, typer.Option(help="Seed for the wording.")] = 0,
     max_bad_fraction: MaxBadFraction = 0.0,
@@ -200,7 +202,7 @@ def generate(
     llm_teacher = llm_teacher_from(
         teacher, api_key_env, base_url, price, settings, **prompting, **limits, **resuming
     )
-    files = {"images": images, "captions": captions, "instances": instances}
+    files = {"images": images, "captions": captions, "instances": instances, "boxes": boxes}
     ignored = frozenset(ignore_field or ())
     options = SourceOptions(split=split, **files, columns=columns, ignore_fields=ignored)
     task = {"source": source, "path": path, "options": options, "kinds": kinds, "seed": seed}

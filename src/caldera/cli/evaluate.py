@@ -12,8 +12,12 @@ from caldera.cli import evaluate_judge, evaluate_run
 from caldera.cli.data import ApiKeyEnv
 from caldera.cli.evaluate_run import EvaluateGroup, Model, RunFolder, ServedModel, SetAnswering
 from caldera.cli.options import (
+    Boxes,
+    Captions,
     Device,
     Dtype,
+    Images,
+    Instances,
     MaxBadFraction,
     print_result,
     runtime_from,
@@ -47,6 +51,10 @@ def coco(
     model: Model,
     data: Annotated[Path, typer.Option(help="COCO folder to write the questions from.")],
     split: Annotated[str | None, typer.Option(help="COCO split, such as val2017.")] = None,
+    images: Images = None,
+    captions: Captions = None,
+    instances: Instances = None,
+    boxes: Boxes = None,
     per_image: Annotated[int, typer.Option(min=1, help="Questions about each single image.")] = 8,
     seed: Annotated[int, typer.Option(help="Seed of the choice and wording of questions.")] = 0,
     out_folder: RunFolder = None,
@@ -66,7 +74,15 @@ def coco(
     from caldera.evaluation.runs.coco_run import CocoQuestions, evaluate_on_coco
 
     questions = CocoQuestions(
-        folder=data, split=split, per_image=per_image, seed=seed, max_bad_fraction=max_bad_fraction
+        folder=data,
+        split=split,
+        images=images,
+        captions=captions,
+        instances=instances,
+        boxes=boxes,
+        per_image=per_image,
+        seed=seed,
+        max_bad_fraction=max_bad_fraction,
     )
     folder = out_folder or evaluate_run.default_run_folder("coco", model)
     results = evaluate_on_coco(

@@ -54,6 +54,12 @@ Captions = Annotated[
 Instances = Annotated[
     Path | None, typer.Option(help="COCO file of the boxes, in place of the one found.")
 ]
+Boxes = Annotated[
+    str | None,
+    typer.Option(
+        help="Boxes are in pixels, fractions or percent of the stored or displayed image, where the files do not tell."
+    ),
+]
 Columns = Annotated[
     str | None,
     typer.Option(

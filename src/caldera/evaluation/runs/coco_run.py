@@ -26,6 +26,9 @@ class CocoQuestions:
     instances: Path | None = None
     """Folder and files in place of those that are found."""
 
+    boxes: str | None = None
+    """Unit and frame of the boxes, if the files do not tell them."""
+
     per_image: int = 8
     context_per_image: int = 2
     seed: int = 0
@@ -53,6 +56,7 @@ def evaluate_on_coco(
         images=questions.images,
         captions=questions.captions,
         instances=questions.instances,
+        boxes=questions.boxes,
     )
     annotations = read_coco(questions.folder, skipped, options)
     skipped.finish(annotations.total, out / "skipped.jsonl")
