@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import zipfile
 from pathlib import Path
 
@@ -25,7 +26,10 @@ def scene(tmp_path: Path) -> Path:
 def test_questions_about_images_are_answered(
     visitor: Visitor, web_server: ServerProcess, scene: Path
 ) -> None:
-    """The first answer arrives; a second question with two images continues the conversation."""
+    """The first answer arrives; a second question with two images continues the conversation.
+
+    Headings for screen readers say who speaks.
+    """
     visitor.open(web_server)
     visitor.add_images(scene)
     visitor.ask("what is it")
@@ -37,6 +41,28 @@ def test_questions_about_images_are_answered(
         "Picture A",
         "Picture B",
     ]
+    headings = visitor.page.locator("article h2").all_text_contents()
+    assert headings == ["You asked", "tiny answered"] * 2
+    assert visitor.page.locator(".no-image").count() == 0
+
+
+def test_a_question_without_an_image_says_so(
+    visitor: Visitor, web_server: ServerProcess, scene: Path
+) -> None:
+    """Unless an earlier question of the conversation has one."""
+    visitor.open(web_server)
+    visitor.ask("what is it")
+    visitor.answer()
+    visitor.add_images(scene)
+    visitor.ask("what is it")
+    visitor.answer(2)
+    visitor.ask("where is it")
+    visitor.answer(3)
+    notes = [
+        article.locator(".no-image").all_inner_texts()
+        for article in visitor.page.locator("article").all()
+    ]
+    assert notes == [["no image"], [], []]
 
 
 def test_answers_grow_and_can_be_stopped(visitor: Visitor, slow_server: ServerProcess) -> None:
@@ -65,18 +91,110 @@ def test_a_closed_tab_frees_the_engine(visitor: Visitor, slow_server: ServerProc
     slow_server.wait_until(lambda: slow_server.metric("caldera_running") == 0)
 
 
-def test_a_question_can_be_retried_and_edited(visitor: Visitor, web_server: ServerProcess) -> None:
-    """Both replace the last question and do not repeat it."""
+def test_a_question_can_be_retried_and_edited(
+    visitor: Visitor, web_server: ServerProcess, scene: Path
+) -> None:
+    """Both replace the last question and do not repeat it; the draft of the next question stays.
+
+    An edited question is replaced only when it is asked; Escape restores it, also after a reload.
+    """
     visitor.open(web_server)
+    visitor.add_images(scene)
     visitor.ask("what is it")
     visitor.answer()
     visitor.page.click("button.retry")
     visitor.answer()
+    visitor.page.fill(".chat textarea", "my draft")
     visitor.page.click("button.edit")
     assert visitor.page.input_value(".chat textarea") == "what is it"
+    visitor.page.fill(".chat textarea", "nonsense")
+    visitor.page.click(".thumb button")
+    visitor.page.wait_for_timeout(600)
+    visitor.page.reload()
+    visitor.page.wait_for_selector("article.edited")
+    assert visitor.page.input_value(".chat textarea") == "nonsense"
+    assert visitor.page.inner_text(".question .text") == "what is it"
+    visitor.page.keyboard.press("Escape")
+    assert visitor.page.input_value(".chat textarea") == "my draft"
+    assert visitor.page.locator("article img").count() == 1
+    visitor.page.click("button.edit")
     visitor.ask("where is it")
     visitor.answer()
     assert visitor.page.locator(".question .text").all_inner_texts() == ["where is it"]
+    assert visitor.page.locator("article img").count() == 1
+    assert visitor.page.input_value(".chat textarea") == "my draft"
+
+
+def test_earlier_conversations_are_listed(
+    visitor: Visitor, web_server: ServerProcess, scene: Path
+) -> None:
+    """They open, continue, and can be deleted; the list says where they are stored."""
+    visitor.open(web_server)
+    visitor.add_images(scene)
+    visitor.ask("what is it")
+    answer = visitor.answer()
+    visitor.page.click("button.new")
+    visitor.ask("what do you see")
+    visitor.answer()
+    visitor.page.reload()
+    visitor.page.wait_for_selector("article")
+    visitor.page.click("button.history")
+    titles = visitor.page.locator("dialog .question-text")
+    titles.first.wait_for()
+    assert titles.all_inner_texts() == ["what do you see", "what is it"]
+    assert "in this browser only" in visitor.page.inner_text("dialog p")
+    titles.last.click()
+    visitor.page.wait_for_selector("article img")
+    assert visitor.answer() == answer
+    visitor.ask("and now")
+    visitor.answer(2)
+    visitor.page.click("button.history")
+    titles.first.wait_for()
+    assert titles.all_inner_texts() == ["what is it", "what do you see"], "the last change is first"
+    visitor.page.click("dialog li:last-child button:last-child")
+    visitor.page.wait_for_function("document.querySelectorAll('dialog li').length === 1")
+    visitor.page.on("dialog", lambda question: question.accept())
+    visitor.page.click("dialog .delete-all")
+    visitor.page.wait_for_function("document.querySelectorAll('dialog li').length === 0")
+    visitor.page.keyboard.press("Escape")
+    visitor.page.wait_for_selector(".welcome")
+
+
+def test_two_tabs_with_one_conversation_lose_nothing(
+    visitor: Visitor, web_server: ServerProcess
+) -> None:
+    """When one of them continues it, the other has a copy."""
+    visitor.open(web_server)
+    visitor.ask("first")
+    visitor.answer()
+    other = visitor.context.new_page()
+    other.goto(visitor.page.url)
+    other.click("button.history")
+    other.click("dialog button.open")
+    other.wait_for_selector("article")
+    for page, question in ((visitor.page, "second"), (other, "third")):
+        page.fill(".chat textarea", question)
+        page.keyboard.press("Enter")
+        page.wait_for_selector("article:nth-of-type(2) .answer.length")
+        page.wait_for_timeout(600)
+    for page, question in ((visitor.page, "second"), (other, "third")):
+        page.reload()
+        page.wait_for_selector("article")
+        assert page.locator(".question .text").all_inner_texts() == ["first", question]
+
+
+def test_metadata_are_of_the_model(visitor: Visitor, web_server: ServerProcess) -> None:
+    """Title and description, which search engines and link previews show, have its name and not the framework's."""
+    [head] = re.findall("<head>.*</head>", web_server.get("/").content.decode(), re.DOTALL)
+    tags = re.findall(r"<(?:title|meta|link)\b[^>]*>[^<]*", head)
+    assert "<title>tiny · Ask about images" in tags
+    assert any('name="description" content="tiny' in tag for tag in tags)
+    assert not any("gradio" in tag.lower() or "http" in tag for tag in tags)
+    visitor.open(web_server)
+    assert visitor.page.title() == "tiny · Ask about images"
+    assert visitor.page.inner_text("header .name span") == "tiny"
+    visitor.page.click("button.language")
+    assert visitor.page.title() == "tiny · 看图问答"
 
 
 def test_a_reload_loses_nothing(visitor: Visitor, web_server: ServerProcess, scene: Path) -> None:
@@ -161,8 +279,9 @@ def test_html_and_links_in_texts_do_nothing(visitor: Visitor, model_folder: Path
             "**bold**", "bold"
         )
         assert visitor.page.inner_text(".question .text") == evil
-        tags = "[...document.querySelectorAll('.chat main *')].map(node => node.tagName)"
-        assert set(visitor.page.evaluate(tags)) <= {"ARTICLE", "DIV", "P", "STRONG", "BUTTON"}
+        tags = "[...document.querySelectorAll('.conversation *')].map(node => node.tagName)"
+        expected = {"ARTICLE", "DIV", "H2", "P", "STRONG", "BUTTON"}
+        assert set(visitor.page.evaluate(tags)) == expected
         visitor.page.wait_for_timeout(300)
         assert not any("evil" in url or ":9/" in url for url in visitor.requests)
 

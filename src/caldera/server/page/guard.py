@@ -16,7 +16,7 @@ from caldera.server.api.service import Service
 
 _ALLOWED_PATHS = {
     "GET": re.compile(
-        r"/|/config/?|/theme\.css|/favicon\.ico|/manifest\.json|/(?:assets|static|svelte)/[\w@./+-]+"
+        r"/|/config/?|/theme\.css|/favicon\.ico|/(?:assets|static|svelte)/[\w@./+-]+"
         r"|/gradio_api/(?:app_id|startup-events|info|queue/(?:data|status)|heartbeat/\w+|theme\.css)/?"
     ),
     "HEAD": re.compile(r"/"),

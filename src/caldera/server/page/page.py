@@ -5,6 +5,7 @@ everything that users and models wrote as plain text. Gradio provides the settin
 """
 
 import os
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -36,7 +37,16 @@ _EXAMPLES = (
 """Numbers of held-out scenes, and a question about them as worded in the demo's training data."""
 
 _STATIC = Path(__file__).parent / "static"
-_SCRIPTS = ("storage.js", "attention.js", "app.js")
+_SCRIPTS = (
+    "dom.js",
+    "connection.js",
+    "images.js",
+    "storage.js",
+    "history.js",
+    "attention.js",
+    "composer.js",
+    "app.js",
+)
 _FONTS = (
     "system-ui",
     "-apple-system",
@@ -46,6 +56,23 @@ _FONTS = (
     "PingFang SC",
     "sans-serif",
 )
+
+
+_COLORS = {
+    "body_text_color_subdued": "*neutral_600",
+    "body_text_color_subdued_dark": "*neutral_300",
+    "input_placeholder_color": "*neutral_500",
+    "input_placeholder_color_dark": "*neutral_400",
+    "block_label_text_color": "*neutral_600",
+    "block_title_text_color": "*neutral_600",
+}
+"""Colors of the theme with a contrast of at least 4.5:1, where Gradio's own have less."""
+
+_METADATA = """
+    <title>{{ config['title'] }}</title>
+    <meta name="description" content="{{ config['title'] }}: show the assistant an image and ask about it." />
+    <meta property="og:title" content="{{ config['title'] }}" />
+"""
 
 
 def is_installed() -> bool:
@@ -92,8 +119,10 @@ def create_page(service: Service, models: Sequence[PageModel]) -> ASGIApp:
         neutral_hue="slate",
         font=list(_FONTS),
         font_mono=["ui-monospace", "monospace"],
-    )
-    with gradio.Blocks(title="caldera", analytics_enabled=False, fill_height=True) as blocks:
+    ).set(**_COLORS)
+    _replace_metadata()
+    title = f"{' · '.join(model.name for model in models)} · {translate('title', 'en')}"
+    with gradio.Blocks(title=title, analytics_enabled=False, fill_height=True) as blocks:
         _build_layout(service, PageBackend(service, models))
     blocks.queue(default_concurrency_limit=None, max_size=None, api_open=False)
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -116,6 +145,25 @@ def create_page(service: Service, models: Sequence[PageModel]) -> ASGIApp:
     # Gradio would run these in the lifespan, which the server has switched off.
     blocks.run_startup_events()
     return PageGuard(app, service)
+
+
+def _replace_metadata() -> None:
+    """Replace Gradio's name, description and preview image in the HTML of pages."""
+    from gradio.routes import templates
+    from jinja2 import ChoiceLoader, DictLoader
+
+    name = "frontend/index.html"
+    loader = templates.env.loader
+    assert loader is not None
+    html, _, _ = loader.get_source(templates.env, name)
+    if _METADATA not in html:
+        html = re.sub(
+            r"<meta\s+(?:property=\"og|name=\"twitter):[^>]*>|<link rel=\"manifest\"[^>]*>",
+            "",
+            html,
+        )
+        html = html.replace("</head>", f"{_METADATA}</head>")
+        templates.env.loader = ChoiceLoader([DictLoader({name: html}), loader])
 
 
 def _build_layout(service: Service, backend: PageBackend) -> None:

@@ -12,10 +12,15 @@ TEXTS: Mapping[str, tuple[str, str]] = {
         "给助手看一张图片，然后提问。",
     ),
     "privacy": (
-        "Images and texts are sent from this browser to the server only, which does not store them on disk.",
-        "图片和文字只从本浏览器发送到服务器，不会写入其磁盘。",
+        "Images and texts are sent from this browser to the server only, which does not store them on disk. "
+        "Conversations are stored in this browser.",
+        "图片和文字只从本浏览器发送到服务器，不会写入其磁盘。对话保存在本浏览器中。",
     ),
     "examples": ("Try one of these", "试试这些例子"),
+    # Headings for screen readers before each question and answer.
+    "asked": ("You asked", "你的提问"),
+    "answered": ("{model} answered", "{model} 的回答"),
+    "no_image": ("no image", "没有图片"),
     "ask": ("Ask about the image …", "请输入问题 …"),
     "hint": (
         "Drop or paste images here; Enter sends, Shift+Enter starts a new line.",
@@ -27,6 +32,32 @@ TEXTS: Mapping[str, tuple[str, str]] = {
     "stop": ("Stop", "停止"),
     "retry": ("Try again", "重试"),
     "edit": ("Edit question", "修改问题"),
+    "editing": (
+        "Editing the last question. It stays until you ask; Esc restores it.",
+        "正在修改上一个问题；提问之前原问题会保留，按 Esc 恢复。",
+    ),
+    "cancel": ("Cancel", "取消"),
+    "copy": ("Copy", "复制"),
+    "copied": ("Copied", "已复制"),
+    "close": ("Close", "关闭"),
+    "conversation": ("Conversation", "对话"),
+    "history": ("History", "历史对话"),
+    "history_note": (
+        "Earlier conversations are stored in this browser only, for 30 days after the last change.",
+        "历史对话只保存在本浏览器中，最后一次修改后保留 30 天。",
+    ),
+    "history_empty": (
+        "There are no earlier conversations. They are stored in this browser only.",
+        "还没有历史对话。对话只保存在本浏览器中。",
+    ),
+    "questions": ("questions: {count}", "{count} 个问题"),
+    "open": ("open now", "当前对话"),
+    "delete": ("Delete", "删除"),
+    "delete_all": ("Delete all", "全部删除"),
+    "delete_all_question": (
+        "Delete the {count} conversations of this list from this browser?",
+        "从本浏览器中删除列表里的 {count} 个对话？",
+    ),
     "new": ("New conversation", "新对话"),
     "download": ("Download", "下载"),
     "download_hint": (
@@ -34,6 +65,7 @@ TEXTS: Mapping[str, tuple[str, str]] = {
         "以 LLaVA 的 JSON 格式保存对话和图片",
     ),
     "language": ("中文", "English"),
+    "added": ("Images in the question: {count}", "问题中的图片：{count}"),
     "remove": ("Remove image", "移除图片"),
     "drop": ("Drop images here", "把图片拖到这里"),
     # The label before each of several images, as in the training data.
@@ -45,6 +77,7 @@ TEXTS: Mapping[str, tuple[str, str]] = {
     "attention": ("Show attention", "它看了哪里？"),
     "attention_hide": ("Hide", "收起"),
     "attention_loading": ("computing …", "计算中 …"),
+    "attention_map": ("Attention on image {index} at: {words}", "对图片 {index} 的注意力：{words}"),
     "attention_all": ("complete answer", "整个回答"),
     "attention_note": (
         "Bright areas have the most attention of the language model, averaged over layers and heads, at the selected "

@@ -1,43 +1,14 @@
-// The conversation: its state is here and is sent completely with every question. Gradio runs this script with
-// `element`, `trigger`, `props`, `server` and `watch`. Text of users and models becomes text nodes, never HTML.
+// The conversation: its state is here and is sent completely with every question.
 
-const root = element.querySelector(".chat");
-const { texts, errors, models, limits } = props;
-const state = { language: "en", turns: [], draft: "", draftImages: [], pendingId: null };
-let numUploads = 0;
-
-const translate = (name, values = {}) =>
-  texts[name][state.language === "zh" ? 1 : 0].replace(/\{(\w+)\}/g, (_, key) => values[key]);
-
-const errorText = (error) =>
-  state.language === "zh" && errors[error.code] ? errors[error.code] : error.text;
-
-function make(tag, attributes = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-    else if (value === true) node.setAttribute(name, "");
-    else if (value !== false && value != null) node.setAttribute(name, value);
-  }
-  node.append(...children.filter((child) => child != null));
-  return node;
-}
-
-const button = (name, onclick, attributes = {}) =>
-  make("button", { type: "button", title: translate(name), onclick, ...attributes }, translate(name));
-
-const bytesOf = (base64) => Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
-
-// Renders **bold** and `code`; everything else stays as it was written.
-function renderMarkdown(text) {
-  return text.split(/(\*\*[^*\n]+\*\*|`[^`\n]+`)/).map((part, index) => {
-    if (index % 2 === 0) return part;
-    const isBold = part.startsWith("**");
-    return make(isBold ? "strong" : "code", {}, part.slice(isBold ? 2 : 1, isBold ? -2 : -1));
-  });
-}
-
-// ---- questions and answers
+const state = {
+  language: "en",
+  turns: [],
+  draft: "",
+  draftImages: [],
+  // What was in the composer before the last question was put there to be edited.
+  replacedDraft: null,
+  pendingId: null,
+};
 
 const newAnswers = () => models.map(() => ({ text: "", state: "waiting", error: null }));
 
@@ -66,23 +37,29 @@ function ask(question, images) {
   turns.at(-1).answers = [];
   props.value = { id: state.pendingId, turns };
   trigger("submit");
+  announce(translate("waiting"));
   drawAndSave();
+  scrollToEnd();
   watchServer();
 }
 
-const canSend = () => state.draft.trim() && numUploads === 0;
+const canSend = () => state.draft.trim() && numUploads === 0 && !state.pendingId;
 
 function sendDraft() {
-  if (state.pendingId || !canSend()) return;
-  const { draft, draftImages } = state;
-  Object.assign(state, { draft: "", draftImages: [] });
+  if (!canSend()) return;
+  const { draft, draftImages, replacedDraft } = state;
+  if (replacedDraft) state.turns.pop();
+  Object.assign(state, replacedDraft || { draft: "", draftImages: [] }, { replacedDraft: null });
   ask(draft, draftImages);
 }
 
+// The text so far stays; what still arrives is ignored.
 function stop() {
   if (!state.pendingId) return;
   props.value = { id: state.pendingId, turns: [] };
   trigger("stop");
+  abandonAnswers("cancelled");
+  announce(translate("stopped"));
 }
 
 function retry() {
@@ -90,19 +67,19 @@ function retry() {
   if (last) ask(last.question, last.images);
 }
 
+// The question stays until the new one is sent.
 function edit() {
-  const last = state.turns.pop();
-  if (!last) return;
-  Object.assign(state, { draft: last.question, draftImages: last.images });
+  const { turns, draft, draftImages } = state;
+  const { question, images } = turns.at(-1);
+  Object.assign(state, { draft: question, draftImages: [...images], replacedDraft: { draft, draftImages } });
   drawAndSave();
-  root.querySelector("textarea").focus();
+  textarea.focus();
 }
 
-function reset() {
-  if (state.pendingId) stop();
-  Object.assign(state, { turns: [], draft: "", draftImages: [], pendingId: null });
-  notify(null);
+function cancelEdit() {
+  Object.assign(state, state.replacedDraft, { replacedDraft: null });
   drawAndSave();
+  root.querySelector("button.edit").focus();
 }
 
 function applyUpdate(update) {
@@ -113,14 +90,16 @@ function applyUpdate(update) {
   else {
     state.pendingId = null;
     draw();
+    const readable = (answer) => (answer.error ? errorText(answer.error) : answer.text);
+    announce(last.answers.map((answer, model) => `${answered(model)}: ${readable(answer)}`).join("\n"));
   }
   save();
 }
 
-// The connection is lost: the text so far stays, and the question can be asked again.
-function abandonAnswers() {
+// Answers that were stopped or lost keep their text so far, and the question can be asked again.
+function abandonAnswers(endState) {
   if (!state.pendingId) return;
-  for (const answer of state.turns.at(-1).answers) if (isRunning(answer)) answer.state = "lost";
+  for (const answer of state.turns.at(-1).answers) if (isRunning(answer)) answer.state = endState;
   state.pendingId = null;
   drawAndSave();
 }
@@ -134,75 +113,22 @@ async function download() {
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
 
-// Returns the result of a server function; shows an error and returns null if it failed.
-async function call(serverFunction) {
-  try {
-    const result = await serverFunction();
-    if (!result.error) return result;
-    notify("error", translate("rejected", { text: errorText(result.error) }));
-  } catch {
-    await checkServer();
-    const error = { code: "internal_error", text: "the server failed at this request" };
-    if (!isDown) notify("error", translate("rejected", { text: errorText(error) }));
-  }
-  return null;
-}
-
-// ---- images
-
-const formatBytes = (bytes) => `${(bytes / (1 << 20)).toFixed(bytes < 10 << 20 ? 1 : 0)} MB`;
-
-const readAsDataUrl = (file) =>
-  new Promise((resolve, reject) => {
-    const reader = new FileReader();
-    reader.onload = () => resolve(reader.result);
-    reader.onerror = reject;
-    reader.readAsDataURL(file);
-  });
-
-async function addFiles(files) {
-  for (const file of files) {
-    const sizes = { name: file.name, size: formatBytes(file.size), limit: formatBytes(limits.bytes) };
-    if (!file.type.startsWith("image/")) notify("error", translate("not_image", { name: file.name }));
-    else if (file.size > limits.bytes) notify("error", translate("image_bytes", sizes));
-    else await addImage(await readAsDataUrl(file));
-  }
-}
-
-async function addImage(url) {
-  numUploads += 1;
-  draw();
-  const result = await call(() => server.check_image(url));
-  numUploads -= 1;
-  if (result) {
-    state.draftImages.push(result.url);
-    notify(null);
-  }
-  drawAndSave();
-  root.querySelector("textarea").focus();
-}
-
-function makeFileInput(capture) {
-  return make("input", {
-    type: "file",
-    accept: "image/*",
-    multiple: !capture,
-    capture: capture && "environment",
-    "aria-label": translate(capture ? "photo" : "add"),
-    onchange: ({ target }) => { addFiles([...target.files]); target.value = ""; },
-  });
-}
-
 // ---- rendering
+
+const header = make("header");
+const conversation = make("section", { class: "conversation" });
 
 function drawHeader() {
   const hasAnswer = state.turns.some((turn) => turn.answers.some((answer) => answer.text));
-  return make("header", {},
+  header.replaceChildren(
     make("div", { class: "name" }, make("h1", {}, translate("title")), make("span", {}, models.join(" · "))),
-    make("nav", {},
+    make("nav", { "aria-label": translate("conversation") },
+      state.turns.length ? button("new", startConversation, { class: "new" }) : null,
+      database ? button("history", openHistory, { class: "history", "aria-haspopup": "dialog" }) : null,
       hasAnswer ? button("download", download, { title: translate("download_hint"), class: "download" }) : null,
-      state.turns.length ? button("new", reset, { class: "new" }) : null,
-      button("language", () => setLanguage(state.language === "zh" ? "en" : "zh"), { class: "language" })));
+      button("language", () => setLanguage(state.language === "zh" ? "en" : "zh"), {
+        class: "language", lang: state.language === "zh" ? "en" : "zh-CN",
+      })));
 }
 
 function drawWelcome() {
@@ -210,111 +136,68 @@ function drawWelcome() {
     make("button", { type: "button", class: "example", onclick: () => ask(example.question, example.images) },
       make("span", { class: "thumbs" }, ...example.images.map((url) => make("img", { src: url, alt: "" }))),
       make("span", {}, example.question)));
-  return make("section", { class: "welcome" },
+  return make("div", { class: "welcome" },
     make("p", { class: "lead" }, translate("welcome")),
     tiles.length ? make("p", { class: "small" }, translate("examples")) : null,
     make("div", { class: "examples" }, ...tiles),
     make("p", { class: "small" }, translate("privacy")));
 }
 
+const hasImages = (turnIndex) => state.turns.slice(0, turnIndex + 1).some((turn) => turn.images.length);
+
 function drawTurn(turn, turnIndex) {
   const hasLetters = turn.images.length > 1;
   const figures = turn.images.map((url, index) => {
-    const label = `${translate("image")} ${hasLetters ? String.fromCharCode(65 + index) : ""}`;
+    const label = `${translate("image")} ${hasLetters ? String.fromCharCode(65 + index) : ""}`.trim();
     return make("figure", {}, make("img", { src: url, alt: label }), hasLetters ? make("figcaption", {}, label) : null);
   });
   const isLast = turnIndex === state.turns.length - 1;
-  return make("article", {},
+  const isEdited = isLast && state.replacedDraft !== null;
+  return make("article", { class: isEdited && "edited" },
     make("div", { class: "question" },
+      hiddenHeading(translate("asked")),
       figures.length ? make("div", { class: "images" }, ...figures) : null,
-      make("p", { class: "text" }, turn.question)),
+      make("p", { class: "text" }, turn.question),
+      hasImages(turnIndex) ? null : make("p", { class: "note no-image" }, translate("no_image"))),
     make("div", { class: models.length > 1 ? "answers two" : "answers" },
       ...turn.answers.map((answer, model) => drawAnswer(turnIndex, answer, model))),
-    isLast && !state.pendingId
+    isLast && !state.pendingId && !isEdited
       ? make("div", { class: "actions" }, button("retry", retry, { class: "retry" }), button("edit", edit, { class: "edit" }))
       : null);
 }
 
 const endNotes = { cancelled: "stopped", length: "length", interrupted: "interrupted", lost: "lost" };
 
+const answered = (model) => translate("answered", { model: models[model] });
+
 function drawAnswer(turnIndex, answer, model) {
-  const hasImages = state.turns.slice(0, turnIndex + 1).some((turn) => turn.images.length);
+  const isComplete = !isRunning(answer) && answer.text;
+  const [toggle, panel] = isComplete && hasImages(turnIndex) ? drawAttention(turnIndex, model) : [];
   const text = answer.state === "waiting"
     ? make("p", { class: "text waiting" }, translate("waiting"))
     : answer.text ? make("p", { class: "text" }, ...renderMarkdown(answer.text)) : null;
-  return make("div", { class: `answer ${answer.state}`, "aria-live": "polite" },
-    models.length > 1 ? make("span", { class: "model" }, models[model]) : null,
+  return make("div", { class: `answer ${answer.state}`, "aria-busy": isRunning(answer) && "true" },
+    hiddenHeading(answered(model)),
+    models.length > 1 ? make("span", { class: "model", "aria-hidden": "true" }, models[model]) : null,
     text,
     endNotes[answer.state] ? make("p", { class: "note" }, translate(endNotes[answer.state])) : null,
     answer.error
       ? make("p", { class: "error-text", role: "alert" }, translate("error", { text: errorText(answer.error) }))
       : null,
-    !isRunning(answer) && answer.text && hasImages ? drawAttention(turnIndex, model) : null);
+    isComplete
+      ? make("div", { class: "tools" },
+        button("copy", (event) => copy(answer.text, event), { class: "copy", "data-key": `copy-${turnIndex}-${model}` }),
+        toggle)
+      : null,
+    panel);
 }
 
 function drawLastAnswers() {
   const turnIndex = state.turns.length - 1;
   const shouldScroll = isNearEnd();
-  root.querySelectorAll("article:last-of-type .answer").forEach((node, model) =>
+  conversation.querySelectorAll("article:last-of-type .answer").forEach((node, model) =>
     node.replaceWith(drawAnswer(turnIndex, state.turns[turnIndex].answers[model], model)));
   if (shouldScroll) scrollToEnd();
-}
-
-function drawThumbnails() {
-  const thumbnails = state.draftImages.map((url, index) =>
-    make("span", { class: "thumb" },
-      make("img", { src: url, alt: `${translate("image")} ${index + 1}` }),
-      make("button", {
-        type: "button",
-        title: translate("remove"),
-        "aria-label": translate("remove"),
-        onclick: () => { state.draftImages.splice(index, 1); drawAndSave(); },
-      }, "×")));
-  if (numUploads) thumbnails.push(make("span", { class: "thumb loading" }));
-  return thumbnails.length ? make("div", { class: "thumbs" }, ...thumbnails) : null;
-}
-
-function drawComposer() {
-  const textarea = make("textarea", {
-    rows: 1,
-    placeholder: translate("ask"),
-    "aria-label": translate("ask"),
-    oninput: () => {
-      state.draft = textarea.value;
-      fitHeight(textarea);
-      const send = composer.querySelector(".send");
-      if (send) send.disabled = !canSend();
-      save();
-    },
-    onkeydown: (event) => {
-      if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); sendDraft(); }
-    },
-    onpaste: (event) => {
-      const files = [...event.clipboardData.files];
-      if (files.length) { event.preventDefault(); addFiles(files); }
-    },
-  });
-  textarea.value = state.draft;
-  const isTouch = matchMedia("(pointer: coarse)").matches;
-  const composer = make("div", { class: "composer" },
-    drawThumbnails(),
-    textarea,
-    make("div", { class: "row" },
-      make("label", { class: "file-button", title: translate("add") }, makeFileInput(false), `+ ${translate("add")}`),
-      isTouch
-        ? make("label", { class: "file-button", title: translate("photo") }, makeFileInput(true), translate("photo"))
-        : null,
-      make("span", { class: "hint" }, translate("hint")),
-      state.pendingId
-        ? button("stop", stop, { class: "stop" })
-        : button("send", sendDraft, { class: "send", disabled: !canSend() })));
-  requestAnimationFrame(() => fitHeight(textarea));
-  return composer;
-}
-
-function fitHeight(textarea) {
-  textarea.style.height = "auto";
-  textarea.style.height = `${Math.min(textarea.scrollHeight, 220)}px`;
 }
 
 const isNearEnd = () => window.innerHeight + window.scrollY > document.documentElement.scrollHeight - 160;
@@ -322,79 +205,31 @@ const scrollToEnd = () =>
   requestAnimationFrame(() => window.scrollTo({ top: document.documentElement.scrollHeight }));
 
 function draw() {
-  const isTyping = root.contains(document.activeElement) && document.activeElement.tagName === "TEXTAREA";
+  const focused = root.contains(document.activeElement) && document.activeElement.dataset.key;
   const shouldScroll = isNearEnd();
-  document.documentElement.lang = state.language === "zh" ? "zh-CN" : "en";
-  root.replaceChildren(
-    drawHeader(),
-    make("main", {}, state.turns.length ? null : drawWelcome(), ...state.turns.map(drawTurn)),
-    banner,
-    drawComposer());
-  if (isTyping) root.querySelector("textarea").focus();
+  drawHeader();
+  conversation.ariaLabel = translate("conversation");
+  conversation.replaceChildren(...(state.turns.length ? state.turns.map(drawTurn) : [drawWelcome()]));
+  drawComposer();
+  if (focused && document.activeElement === document.body) {
+    const same = root.querySelector(`[data-key="${focused}"]:not(:disabled)`);
+    if (same) same.focus({ preventScroll: true });
+    else focusComposer();
+  }
   if (shouldScroll && state.turns.length) scrollToEnd();
-}
-
-// ---- banner: errors of the server and of images
-
-const banner = make("div", { class: "banner", role: "alert", hidden: true });
-
-function notify(kind, text = "") {
-  banner.hidden = kind === null;
-  banner.className = `banner ${kind || ""}`;
-  const close = make("button", { type: "button", "aria-label": "×", onclick: () => notify(null) }, "×");
-  banner.replaceChildren(text, kind === "error" ? close : "");
-}
-
-let isDown = false, isChecking = false;
-
-// If the server rejects the connection, it is gone, and so is the answer; a slow server may still answer.
-async function checkServer() {
-  if (isChecking) return;
-  isChecking = true;
-  let problem = null;
-  try {
-    const response = await fetch("/ready", { cache: "no-store", signal: AbortSignal.timeout(20000) });
-    const { error } = response.ok ? {} : await response.json();
-    if (error) problem = errorText({ code: error.code, text: error.message });
-  } catch (error) {
-    problem = translate("down");
-    if (error.name !== "TimeoutError") abandonAnswers();
-  } finally {
-    isChecking = false;
-  }
-  if (problem) {
-    isDown = true;
-    notify("down", problem);
-  } else if (isDown) {
-    isDown = false;
-    notify("back", translate("back"));
-    setTimeout(() => { if (!isDown && banner.classList.contains("back")) notify(null); }, 10000);
-  }
-}
-
-let watchTimer = null;
-function watchServer() {
-  if (watchTimer) return;
-  watchTimer = setInterval(() => { if (state.pendingId || isDown || Math.random() < 0.1) checkServer(); }, 1500);
 }
 
 function setLanguage(language) {
   state.language = language;
   try { localStorage.setItem("caldera.language", language); } catch { /* storage is not allowed */ }
+  document.documentElement.lang = language === "zh" ? "zh-CN" : "en";
+  document.title = `${models.join(" · ")} · ${translate("title")}`;
+  root.dataset.drop = translate("drop");
   props.value = { language };
   trigger("select");
   draw();
 }
 
-// ---- start
-
-for (const name of ["dragover", "dragleave", "drop"])
-  document.addEventListener(name, (event) => {
-    if (![...(event.dataTransfer?.types || [])].includes("Files")) return;
-    event.preventDefault();
-    root.classList.toggle("dropping", name === "dragover");
-    if (name === "drop") addFiles([...event.dataTransfer.files]);
-  });
-root.dataset.drop = translate("drop");
+root.append(header, conversation, banner, composer, announcement, dialog);
 watch("answer_update", () => applyUpdate(props.answer_update));
 start();

@@ -1,51 +1,75 @@
 // Attention of an answer: a heatmap over each image, for the complete answer or for one of its words.
 
+// Button and panel by answer: a redraw keeps them, another language needs new ones.
+const attentionViews = new WeakMap();
+
 function drawAttention(turnIndex, model) {
+  const answer = state.turns[turnIndex].answers[model];
+  const existing = attentionViews.get(answer);
+  if (existing?.lang === document.documentElement.lang) return existing.nodes;
+  const lang = document.documentElement.lang;
   const panel = make("div", { class: "attention" });
-  const toggle = button("attention", async () => {
-    if (panel.childElementCount) {
-      panel.replaceChildren();
-      toggle.textContent = translate("attention");
-      return;
-    }
-    toggle.disabled = true;
+  const toggle = button("attention", () => togglePanel(), {
+    class: "toggle-attention", "data-key": `attention-${turnIndex}-${model}`, "aria-expanded": "false",
+  });
+  attentionViews.set(answer, { lang, nodes: [toggle, panel] });
+
+  function setOpen(isOpen) {
+    toggle.textContent = toggle.title = translate(isOpen ? "attention_hide" : "attention");
+    toggle.setAttribute("aria-expanded", isOpen);
+    if (!isOpen) panel.replaceChildren();
+  }
+
+  async function togglePanel() {
+    if (toggle.ariaBusy === "true") return;
+    if (panel.childElementCount) return setOpen(false);
+    toggle.ariaBusy = "true";
     toggle.textContent = translate("attention_loading");
     const turns = state.turns.slice(0, turnIndex + 1);
     const conversation = { id: newId(), turns: turnPayloads(turns) };
     const maps = await call(() => server.attention_maps({ model, conversation }));
-    toggle.disabled = false;
-    toggle.textContent = translate(maps ? "attention_hide" : "attention");
-    if (maps) drawMaps(panel, maps, turns.flatMap((turn) => turn.images));
-  }, { class: "toggle-attention" });
-  return make("div", {}, toggle, panel);
+    toggle.ariaBusy = "false";
+    setOpen(maps !== null);
+    if (!maps) return;
+    await drawMaps(panel, maps, turns.flatMap((turn) => turn.images));
+    panel.scrollIntoView({ block: "nearest", behavior: scrollBehavior() });
+  }
+
+  return [toggle, panel];
 }
 
-function drawMaps(panel, maps, urls) {
-  const canvases = maps.images.map((_, index) =>
-    make("canvas", { role: "img", "aria-label": `${translate("image")} ${index + 1}` }));
+async function drawMaps(panel, maps, urls) {
+  const canvases = maps.images.map(() => make("canvas", { role: "img" }));
   const images = urls.map((url) => Object.assign(new Image(), { src: url }));
-  let selected = null;
-  const words = maps.words.map((text, index) =>
-    make("button", { type: "button", class: "word", onclick: () => select(selected === index ? null : index) }, text));
+  const nodes = maps.words.map((text, index) => makeWord(text, () => select(selected === index ? null : index)));
   const all = make("button", { type: "button", class: "all", onclick: () => select(null) }, translate("attention_all"));
+  let selected = null;
 
   async function select(word) {
     selected = word;
-    all.classList.toggle("selected", word === null);
-    words.forEach((element, index) => element.classList.toggle("selected", index === word));
+    [all, ...nodes].forEach((node, index) => {
+      if (node.tagName === "BUTTON") node.setAttribute("aria-pressed", index - 1 === (word ?? -1));
+    });
     for (const [index, map] of maps.images.entries()) {
       await images[index].decode();
       paint(canvases[index], images[index], map, heatmapOf(map, word, maps.words.length));
+      const words = word === null ? translate("attention_all") : maps.words[word].trim();
+      canvases[index].ariaLabel = translate("attention_map", { index: index + 1, words });
     }
   }
 
   const fraction = maps.images.reduce((sum, map) => sum + map.attention_fraction, 0);
   panel.replaceChildren(
-    make("div", { class: "words" }, all, ...words),
-    make("div", { class: "maps" }, ...canvases),
+    make("div", { class: "words" }, all, ...nodes.flatMap((node, index) => [spaceBefore(maps.words[index]), node])),
+    make("div", { class: canvases.length > 1 ? "maps several" : "maps" }, ...canvases),
     make("p", { class: "small" }, translate("attention_note", { fraction: `${Math.round(100 * fraction)} %` })));
-  select(null);
+  await select(null);
 }
+
+// White space is outside of the buttons; alone, nobody could see or name it.
+const makeWord = (text, onclick) =>
+  text.trim() ? make("button", { type: "button", class: "word", onclick }, text.trim()) : make("span");
+const spaceBefore = (word) => (word.trimStart() === word ? "" : " ");
 
 // Weights of one word, or of all words together, scaled to a maximum of 1.
 function heatmapOf(map, selected, numWords) {
