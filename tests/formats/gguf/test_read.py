@@ -121,3 +121,27 @@ def test_a_broken_file_is_rejected(tmp_path: Path) -> None:
         convert_gguf(tmp_path / "broken.gguf", tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("number", [0, 4, -1])
+@pytest.mark.parametrize("claimed", ["F64", "F16", "Q8_0", "Q4_0"])
+def test_a_claim_of_another_bit_width_is_rejected(
+    tmp_path: Path,
+    language: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    number: int,
+    claimed: str,
+) -> None:
+    """A tensor whose type needs more or fewer bytes than the file has for it is named, not misread (fault E7)."""
+    write_gguf(tmp_path / "tiny.gguf", language, tokenizer)
+    reader = gguf.GGUFReader(tmp_path / "tiny.gguf", "r+")
+    tensor = reader.tensors[number]
+    tensor.field.parts[4][0] = gguf.GGMLQuantizationType[claimed]
+    del reader
+    message = (
+        rf"tiny\.gguf (claims that {tensor.name} has type {claimed}, \d+ bytes, but|cannot be read)"
+    )
+    with pytest.raises(ModelFormatError, match=message) as caught:
+        convert_gguf(tmp_path / "tiny.gguf", tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from caldera.errors import ModelFormatError, UsageError
 from caldera.files.atomic import atomic_folder
+from caldera.formats.config import error_line
 
 _REQUIRED_PACKAGES = ("gguf", "accelerate")
 """Packages that transformers needs to read GGUF files."""
@@ -24,11 +25,12 @@ def convert_gguf(file: Path, folder: Path) -> None:
 
     Raises:
         UsageError: A package is missing.
-        ModelFormatError: The file cannot be read.
+        ModelFormatError: The file cannot be read, or its tensors do not have the size of their types.
         OutputError: The folder could not be written.
     """
     if missing := [name for name in _REQUIRED_PACKAGES if find_spec(name) is None]:
         raise UsageError(f"{file.name} needs {' and '.join(missing)}; pip install 'caldera[gguf]'")
+    _check_tensor_sizes(file)
     try:
         source = {"gguf_file": file.name, "local_files_only": True}
         loaded = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **source)
@@ -45,3 +47,26 @@ def convert_gguf(file: Path, folder: Path) -> None:
     with atomic_folder(folder) as fresh:
         model.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
+
+
+def _check_tensor_sizes(file: Path) -> None:
+    """Check that each tensor ends where the next begins, as another type, of more or fewer bits, would not.
+
+    Raises:
+        ModelFormatError: One does not, or the file cannot be read.
+    """
+    import gguf
+
+    try:
+        reader = gguf.GGUFReader(file)
+    except (OSError, ValueError, LookupError, struct.error) as error:
+        raise ModelFormatError(f"{file} cannot be read: {error_line(error)}") from None
+    tensors = sorted(reader.tensors, key=lambda tensor: tensor.data_offset)
+    starts = [tensor.data_offset for tensor in tensors[1:]]
+    for tensor, next_start in zip(tensors, [*starts, file.stat().st_size], strict=True):
+        unused = next_start - tensor.data_offset - tensor.n_bytes
+        if not 0 <= unused < reader.alignment:
+            raise ModelFormatError(
+                f"{file} claims that {tensor.name} has type {tensor.tensor_type.name}, {tensor.n_bytes} bytes, but has "
+                f"{tensor.n_bytes + unused} for it; get the file again from its source"
+            )
