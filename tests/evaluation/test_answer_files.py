@@ -1,12 +1,21 @@
 """Answer files: all layouts give the same texts, and every fault is an error that lists the ids."""
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from caldera.errors import InputError
-from caldera.evaluation.answer_files import read_answers
+from caldera.errors import InputError, UsageError
+from caldera.evaluation.answer_files import AnswerOptions, read_answers
+from tests.evaluation.answer_formats import (
+    Row,
+    sample,
+    write_json,
+    write_lines,
+    write_table,
+)
 
 RECORDS = [
     {"question_id": 7, "prompt": "?", "text": "Yes"},
@@ -40,6 +49,203 @@ def test_all_layouts_give_the_same_texts(tmp_path: Path) -> None:
     for number, record in enumerate(RECORDS):
         write(folder / f"2_{number}.jsonl", [record])
     assert read_answers(folder) == expected
+
+
+TEXTS = {"7": "Yes", "8": "2", "9": "no, none"}
+"""Answers, one of them a number, one with a comma."""
+
+SAMPLES = [
+    sample(number, {"id": name, "question": "?", "answer": "x"}, text, "x")
+    for number, (name, text) in enumerate(TEXTS.items())
+]
+
+VLMEVALKIT = [
+    {"index": 7, "question": "Is it?", "answer": "No", "category": "x", "prediction": "Yes"},
+    {"index": 8, "question": "How many?", "answer": 3, "category": "x", "prediction": 2},
+    {"index": 9, "question": "Is it?", "answer": "No", "category": "x", "prediction": "no, none"},
+]
+"""With the correct answers next to the model's."""
+
+FORMATS: dict[str, Callable[[Path], Path]] = {
+    "vlmevalkit.xlsx": lambda path: write_table(path, VLMEVALKIT),
+    "vlmevalkit.csv": lambda path: write_table(path, VLMEVALKIT),
+    "vlmevalkit.tsv": lambda path: write_table(path, VLMEVALKIT, "\t"),
+    "commas.tsv": lambda path: write_table(path, VLMEVALKIT),
+    "semicolons.csv": lambda path: write_table(path, VLMEVALKIT, ";"),
+    "vlmevalkit.json": lambda path: write_json(path, VLMEVALKIT),
+    "samples.jsonl": lambda path: write_lines(path, SAMPLES),
+    "nested.jsonl": lambda path: write_lines(
+        path, [{**line, "filtered_resps": [line["filtered_resps"]]} for line in SAMPLES]
+    ),
+    "unfiltered.jsonl": lambda path: write_lines(
+        path, [{"doc": line["doc"], "resps": [[TEXTS[line["doc"]["id"]]]]} for line in SAMPLES]
+    ),
+    "old_lmms_eval.json": lambda path: write_json(
+        path, {"args": {"model": "m"}, "model_configs": {}, "logs": SAMPLES, "time": "0101"}
+    ),
+    "llava.jsonl": lambda path: write_lines(
+        path, [{"question_id": name, "prompt": "?", "text": text, "answer_id": "Cqw", "metadata": {}}
+               for name, text in TEXTS.items()]
+    ),
+    "gqa_converter.json": lambda path: write_json(
+        path, [{"questionId": name, "prediction": text} for name, text in TEXTS.items()]
+    ),
+    "vqav2_converter.json": lambda path: write_json(
+        path, [{"question_id": int(name), "answer": text} for name, text in TEXTS.items()]
+    ),
+    "seed_converter.jsonl": lambda path: write_lines(
+        path, [{"question_id": name, "prediction": text} for name, text in TEXTS.items()]
+    ),
+    "vizwiz_converter.json": lambda path: write_json(
+        path, [{"image": name, "answer": text} for name, text in TEXTS.items()]
+    ),
+    "mmvet_converter.json": lambda path: write_json(path, TEXTS),
+    "coco_results.json": lambda path: write_json(
+        path, [{"image_id": int(name), "caption": text} for name, text in TEXTS.items()]
+    ),
+    "science_qa_analysis.json": lambda path: write_json(
+        path,
+        {
+            key: [{"question_id": name, "parsed_ans": "A", "ground_truth": "B", "question": "?",
+                   "pred": TEXTS[name], "is_multimodal": False} for name in names]
+            for key, names in (("correct", ["8"]), ("incorrect", ["7", "9"]))
+        },
+    ),
+    "science_qa_result.json": lambda path: write_json(
+        path, {"acc": 33.3, "correct": 1, "count": 3, "outputs": TEXTS}
+    ),
+    "opencompass.json": lambda path: write_json(
+        path, {name: {"origin_prompt": [{"role": "HUMAN", "prompt": "?"}], "prediction": text, "gold": "B"}
+               for name, text in TEXTS.items()}
+    ),
+    "value_in.jsonl": lambda path: write_json(
+        path, [{"question_id": name, "text": text} for name, text in TEXTS.items()]
+    ),
+    "object_in.jsonl": lambda path: write_json(path, TEXTS),
+    "object_in_one_line.jsonl": lambda path: write_lines(path, [TEXTS]),
+    "lines_in.json": lambda path: write_lines(
+        path, [{"id": name, "response": text} for name, text in TEXTS.items()]
+    ),
+    "lines_in.txt": lambda path: write_lines(
+        path, [{"id": name, "response": text} for name, text in TEXTS.items()]
+    ),
+    "numbers.json": lambda path: write_json(path, {**TEXTS, "8": 2}),
+    "llama_factory.jsonl": lambda path: write_lines(
+        path, [{"id": name, "prompt": "?", "predict": text, "label": "x"} for name, text in TEXTS.items()]
+    ),
+}  # fmt: skip
+"""A writer of each format, by file name."""
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_gives_the_same_texts(tmp_path: Path, name: str) -> None:
+    """Content decides, not the suffix; numbers are texts; correct answers are not taken for the model's."""
+    assert read_answers(FORMATS[name](tmp_path / name)) == TEXTS
+
+
+def test_excels_unicode_text_is_read(tmp_path: Path) -> None:
+    """It is UTF-16 with tabs."""
+    (tmp_path / "a.txt").write_text("index\tprediction\n7\tJa\u2026\n", "utf-16")
+    assert read_answers(tmp_path / "a.txt") == {"7": "Ja\u2026"}
+
+
+def test_pandas_marks_of_whole_numbers_are_removed(tmp_path: Path) -> None:
+    """Next to an empty cell, pandas writes the numbers of a column as 7.0; empty rows at the end are no answers."""
+    rows = [{"index": 7.0, "prediction": 2.0}, {"index": 8.0, "prediction": 2.5}]
+    empty = {"index": None, "prediction": None}
+    path = write_table(tmp_path / "a.xlsx", [*rows, empty])
+    assert read_answers(path) == {"7": "2", "8": "2.5"}
+    assert read_answers(write_json(tmp_path / "a.json", rows)) == {"7": "2.0", "8": "2.5"}
+
+
+def test_a_spreadsheet_names_the_extra_if_openpyxl_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message has the command that installs it."""
+    path = write_table(tmp_path / "a.xlsx", VLMEVALKIT)
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    with pytest.raises(InputError, match=r"needs openpyxl: pip install 'caldera\[xlsx\]'"):
+        read_answers(path)
+
+
+@pytest.mark.parametrize(
+    ("record", "fields"),
+    [
+        ({"id": 1, "prediction": "a", "response": "b", "answer": "c"}, "prediction or response"),
+        ({"id": 1, "prediction": "a", "text": "b"}, "prediction or text"),
+        ({"id": 1, "text": "Is it?", "answer": "b"}, "text or answer"),
+        ({"index": 1, "output": "a", "caption": "b"}, "output or caption"),
+    ],
+)
+def test_ambiguous_fields_are_named(tmp_path: Path, record: Row, fields: str) -> None:
+    """The message names both, and the option that chooses one of them."""
+    for path in (
+        write_lines(tmp_path / "a.jsonl", [record]),
+        write_table(tmp_path / "a.csv", [record]),
+    ):
+        with pytest.raises(
+            UsageError, match=f"under {fields}; choose one with --answer-field NAME"
+        ):
+            read_answers(path)
+        for key in fields.split(" or "):
+            assert read_answers(path, AnswerOptions(answer_field=key)) == {"1": record[key]}
+        with pytest.raises(UsageError, match="has no field other; it has "):
+            read_answers(path, AnswerOptions(answer_field="other"))
+
+
+def test_fields_with_the_same_texts_are_not_ambiguous(tmp_path: Path) -> None:
+    """Whichever is taken."""
+    path = write_lines(tmp_path / "a.jsonl", [{"id": 1, "prediction": "a", "response": "a"}])
+    assert read_answers(path) == {"1": "a"}
+
+
+def test_a_table_of_questions_is_not_one_of_answers(tmp_path: Path) -> None:
+    """H3: without a prediction, the correct answers would get a perfect score."""
+    rows = [{"index": 7, "question": "Which?", "A": "x", "B": "y", "answer": "A"}]
+    path = write_table(tmp_path / "dev.tsv", rows, "\t")
+    with pytest.raises(InputError, match="questions with their correct answers, but no prediction"):
+        read_answers(path)
+    assert read_answers(path, AnswerOptions(answer_field="answer")) == {"7": "A"}
+
+
+@pytest.mark.parametrize("empty", ["", " ", None, float("nan"), "Failed to obtain answer via API."])
+def test_empty_predictions_are_listed(tmp_path: Path, empty: object) -> None:
+    """H3: they are no silent zeros, in any format; --allow-empty counts them as wrong."""
+    rows = [{**row, "prediction": empty if row["index"] == 8 else "x"} for row in VLMEVALKIT]
+    cells = [{**row, "prediction": row["prediction"] or ""} for row in rows]
+    if isinstance(empty, float):
+        cells[1]["prediction"] = ""  # as pandas writes it
+    for path in (
+        write_table(tmp_path / "a.csv", cells),
+        write_json(tmp_path / "a.json", rows),
+        write_json(tmp_path / "b.json", {"7": "x", "8": empty, "9": "x"}),
+        write_lines(tmp_path / "a.jsonl", [sample(0, {"id": 8}, empty), sample(1, {"id": 9}, "x")]),  # type: ignore[arg-type] # on purpose
+    ):
+        with pytest.raises(InputError, match=r"1 of [23] answers are empty: 8; generate"):
+            read_answers(path)
+        allowed = read_answers(path, AnswerOptions(allow_empty=True))
+        assert (allowed["8"].strip(), allowed["9"]) == ("", "x")
+
+
+def test_science_qas_mark_of_a_missing_answer_is_one(tmp_path: Path) -> None:
+    """H3: LLaVA's evaluation writes FAILED and goes on; as a model's own word it is an answer."""
+    missing = {"question_id": "7", "pred": "FAILED", "question": "Unknown"}
+    path = write_json(tmp_path / "a.json", {"correct": [], "incorrect": [missing]})
+    with pytest.raises(InputError, match="1 of 1 answers are empty: 7"):
+        read_answers(path)
+    write_json(path, {"correct": [], "incorrect": [{**missing, "question": "Who?"}]})
+    assert read_answers(path) == {"7": "FAILED"}
+
+
+def test_a_folder_of_lmms_eval_is_its_samples(tmp_path: Path) -> None:
+    """Its results are not answers; of other folders every file is read, also tables."""
+    write_json(tmp_path / "0101_results.json", {"results": {"pope": {"f1": 1}}})
+    write_lines(tmp_path / "0101_samples_pope.jsonl", SAMPLES)
+    assert read_answers(tmp_path) == TEXTS
+    (tmp_path / "tables").mkdir()
+    for row in VLMEVALKIT:
+        write_table(tmp_path / "tables" / f"{row['index']}.csv", [row])
+    assert read_answers(tmp_path / "tables") == TEXTS
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from typing import Any
 from caldera.errors import InputError, UsageError, shorten_value
 from caldera.evaluation.files import find_repeated, join_names, json_start, read_json, read_rows
 
-ID_KEYS = ("question_id", "questionId", "id", "index", "pid", "image_id", "image", "doc_id")
+ID_KEYS = ("question_id", "questionId", "id", "index", "pid", "image_id", "image")
 """Fields of the id, the usual one first."""
 
 PREDICTION_KEYS = (
@@ -77,7 +77,7 @@ class AnswerRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AnswerOptions:
-    """How to read an answer file."""
+    """Settings for reading an answer file."""
 
     answer_field: str = ""
     """Field or column of the answer; recognized if empty."""
@@ -169,8 +169,8 @@ def _from_object(
     if records and all(isinstance(record, dict) for _, record in records):
         return _from_records(records, path, options)
     if all(isinstance(record, dict) for record in content.values()):
-        named = [(f"{path}: {name!r}", {"id": name} | content[name]) for name in content]
-        return _from_records(named, path, options)
+        records = [(f"{path}: {name!r}", {"id": name} | content[name]) for name in content]
+        return _from_records(records, path, options)
     answers = []
     for name, value in content.items():
         location = f"{path}: {name!r}"

@@ -33,7 +33,9 @@ _REFERENCE_KEYS = ("answer", "answers", "target", "gold", "ground_truth", "label
 _MAX_NAME = 255
 """Characters of a file name; longer fields are images in base64."""
 
-_IMAGE_MARK = re.compile(r"<image(?: \d)?>|\(picture \d\)")
+_IMAGE_MARK = re.compile(r"<image(?: \d)?>|\(\w+ \d\)")
+"""Marks of images in MMMU's files, and what the prompts have in their place."""
+
 _OPTION = re.compile(r"\(?A[.:)]\s|Options:")
 _SKIPPED_LINES = re.compile(r"Reference OCR token:|Please answer ")
 
@@ -62,22 +64,24 @@ def match_answers(
             no question or several.
     """
     matcher = _Matcher(items, question_of)
-    named = _with_best_ids(records, matcher.items)
-    num_known = sum(record.id in matcher.items for record in named)
-    if num_known and matcher.questions_agree(named):
-        return texts_by_id(named, path)
+    records_by_id = _with_best_ids(records, matcher.items)
+    num_known = sum(record.id in matcher.items for record in records_by_id)
+    ids_agree = num_known > 0 and matcher.questions_agree(records_by_id)
+    if ids_agree and 2 * num_known >= len(records_by_id):
+        return texts_by_id(records_by_id, path)
+    if matcher.is_in_order(records):
+        in_order = zip(records, items, strict=True)
+        return texts_by_id([replace(record, id=item.id) for record, item in in_order], path)
     matched = matcher.by_content(records, path)
-    if matched is None and matcher.is_in_order(records):
-        matched = [replace(record, id=item.id) for record, item in zip(records, items, strict=True)]
     if matched is not None:
         return texts_by_id(matched, path)
-    if num_known:
-        record = next(record for record in named if record.id in matcher.items)
+    if num_known and not ids_agree:
+        record = next(record for record in records_by_id if record.id in matcher.items)
         raise InputError(
             f"{record.location} answers {question_of(record.prompt)[:60]!r}, but question {record.id} is "
             f"{question_of(matcher.texts[record.id])[:60]!r}; are these the files of one split?"
         )
-    return texts_by_id(named, path)
+    return texts_by_id(records_by_id, path)
 
 
 def _with_best_ids(
@@ -105,10 +109,10 @@ class _Matcher:
             for item in items
         }
         self._question_of = question_of
-        self._words = {name: _words(text) for name, text in self.texts.items()}
+        self._words = {name: normalize_words(text) for name, text in self.texts.items()}
         self._by_line: dict[str, list[str]] = defaultdict(list)
         for name, text in self.texts.items():
-            for line in dict.fromkeys(map(_words, extract_question(text).splitlines())):
+            for line in dict.fromkeys(map(normalize_words, extract_question(text).splitlines())):
                 self._by_line[line].append(name)
         self._by_image: dict[str, list[str]] = defaultdict(list)
         for item in items:
@@ -125,13 +129,25 @@ class _Matcher:
         return 2 * sum(agreeing) >= len(agreeing)
 
     def _question(self, record: AnswerRecord) -> str:
-        return _words(self._question_of(record.prompt))
+        return normalize_words(self._question_of(record.prompt))
 
     def _agrees(self, record: AnswerRecord, name: str) -> bool:
+        about_image = self._items_about(record, _IMAGE_KEYS)
+        if about_image and name not in about_image:
+            return False
+        if not self._have_same_choices(record, name):
+            return False
         question = self._question(record)
-        return question in self._words[name] or _words(
+        return question in self._words[name] or normalize_words(
             self._question_of(self.texts[name])
-        ) in _words(record.prompt)
+        ) in normalize_words(record.prompt)
+
+    def _have_same_choices(self, record: AnswerRecord, name: str) -> bool:
+        """Return whether record and item have the same choices in any order, or one of them none."""
+        choices, item_choices = find_choices(record), self.items[name].choices
+        if not choices or not item_choices:
+            return True
+        return sorted(map(normalize_words, choices)) == sorted(map(normalize_words, item_choices))
 
     def by_content(self, records: Sequence[AnswerRecord], path: Path) -> list[AnswerRecord] | None:
         """Return the records with the ids of the items that they repeat; None if no record repeats any."""
@@ -156,42 +172,35 @@ class _Matcher:
             return None
         for fault, subject in ((unmatched, "no question"), (ambiguous, "several questions each")):
             if fault:
-                names = [
+                listed = join_names(
                     f"{record.id} {self._question_of(record.prompt)[:60]!r}" for record in fault
-                ]
+                )
                 raise InputError(
-                    f"{path}: {len(fault)} answers match {subject}: {join_names(names)}; is this the right split?"
+                    f"{path}: {len(fault)} answers match {subject}: {listed}; is this the right split?"
                 )
         return matched
 
     def _candidates(self, record: AnswerRecord) -> list[str]:
         """Return the ids of the items with the question, image, choices and correct answer of a record."""
         question = self._question_of(record.prompt)
-        lines = [line for line in map(_words, question.splitlines()) if line]
+        lines = [line for line in map(normalize_words, question.splitlines()) if line]
         same_image = self._items_about(record, _IMAGE_KEYS) or self._items_about(
             record, ("question_id",)
         )
         if not lines:
             return list(same_image)
         # The others may be instructions; they must be the smaller part.
-        known = [line for line in lines if line in self._by_line]
-        if 2 * sum(map(len, known)) < sum(map(len, lines)):
+        question_lines = [line for line in lines if line in self._by_line]
+        if 2 * sum(map(len, question_lines)) < sum(map(len, lines)):
             return []
         candidates = [
             name
-            for name in min((self._by_line[line] for line in known), key=len)
-            if all(line in self._words[name] for line in known)
+            for name in min((self._by_line[line] for line in question_lines), key=len)
+            if all(line in self._words[name] for line in question_lines)
         ]
         if same_image:
             candidates = [name for name in candidates if name in same_image]
-        choices = [_words(choice) for choice in _choices(record)]
-        if choices:
-            candidates = [
-                name
-                for name in candidates
-                if not self.items[name].choices
-                or sorted(map(_words, self.items[name].choices)) == sorted(choices)
-            ]
+        candidates = [name for name in candidates if self._have_same_choices(record, name)]
         references = find_references(record)
         return [name for name in candidates if references & self._references(name)] or candidates
 
@@ -202,19 +211,26 @@ class _Matcher:
         return dict.fromkeys(name for image in images for name in self._by_image.get(image, ()))
 
     def _references(self, name: str) -> set[str]:
-        return set(map(_words, self.items[name].references))
+        return set(map(normalize_words, self.items[name].references))
 
     def is_in_order(self, records: Sequence[AnswerRecord]) -> bool:
-        """Return whether each record repeats the question or the correct answer of the item at its place."""
+        """Return whether each record repeats the question and the correct answer of the item at its place.
+
+        Without correct answers, all questions must be different.
+        """
         if len(records) != len(self.items):
             return False
+        questions = {self._question_of(text) for text in self.texts.values()}
+        if len(questions) < len(records) and not all(map(find_references, records)):
+            return False
         for record, name in zip(records, self.items, strict=True):
-            question, references = self._question(record), find_references(record)
-            if question and self.texts[name] and not self._agrees(record, name):
+            references = find_references(record)
+            repeats_question = bool(self._question(record) and self.texts[name])
+            if repeats_question and not self._agrees(record, name):
                 return False
             if references and not references & self._references(name):
                 return False
-            if not references and not (question and self.texts[name]):
+            if not references and not repeats_question:
                 return False
         return True
 
@@ -223,7 +239,7 @@ def _have_ids_twice(records: Sequence[AnswerRecord]) -> bool:
     return len({record.id for record in records}) < len(records)
 
 
-def _words(text: str) -> str:
+def normalize_words(text: str) -> str:
     """Return the words of a text in lower case, without marks of images and the word "Question:"."""
     normalized = unicodedata.normalize("NFKC", _IMAGE_MARK.sub(" ", text)).casefold()
     return " ".join(re.findall(r"\w+", normalized)).removeprefix("question ")
@@ -233,7 +249,7 @@ def _stem(name: str) -> str:
     return PurePosixPath(name.replace("\\", "/")).stem.casefold()
 
 
-def _choices(record: AnswerRecord) -> list[str]:
+def find_choices(record: AnswerRecord) -> list[str]:
     """Return the choices that a record repeats, in their order."""
     fields = record.fields
     for key in ("choices", "options"):
@@ -250,10 +266,10 @@ def _choices(record: AnswerRecord) -> list[str]:
 def find_references(record: AnswerRecord) -> set[str]:
     """Return the words of the correct answers that a record repeats; of choices the letter."""
     value = next((record.fields[key] for key in _REFERENCE_KEYS if key in record.fields), None)
-    if isinstance(value, int) and not isinstance(value, bool) and _choices(record):
+    if isinstance(value, int) and not isinstance(value, bool) and find_choices(record):
         return {LETTERS[value].casefold()} if 0 <= value < len(LETTERS) else set()
     texts = _parse_list(value) or ([str(value)] if isinstance(value, int | float | str) else [])
-    return set(filter(None, map(_words, texts)))
+    return set(filter(None, map(normalize_words, texts)))
 
 
 def _parse_list(value: object) -> list[str]:

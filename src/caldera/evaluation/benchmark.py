@@ -161,6 +161,11 @@ class Sources:
     answer_options: AnswerOptions = field(default_factory=AnswerOptions)
     """How to read an answer file."""
 
+    @property
+    def has_official_files(self) -> bool:
+        """True if questions or correct answers are given."""
+        return self.questions is not None or self.annotations is not None
+
     def read_answers(self, answers: Path) -> list[AnswerRecord]:
         """Return the answers of a file, or of a folder of them."""
         return read_answer_list(answers, self.answer_options)
@@ -234,6 +239,9 @@ class BenchmarkSpec:
     Raises UsageError if a required file was not given, InputError if one is missing, broken or contradicts another.
     """
 
+    from_answers: Callable[[Sequence[AnswerRecord]], Benchmark] | None = None
+    """Builds the benchmark from answers that repeat questions and correct answers, if no official file is given."""
+
     score_official_files: Callable[[Sources, Path], Score] | None = None
     """Scores an official answer file, or a folder of them; None: the ids in these are those of the items."""
 
@@ -254,10 +262,13 @@ class BenchmarkSpec:
         """Score an official answer file, or a folder of them; raises as `load` and `Benchmark.score` do."""
         if self.score_official_files:
             return self.score_official_files(sources, answers)
-        benchmark = self.load(sources)
-        return benchmark.score(
-            match_answers(sources.read_answers(answers), benchmark.items, answers)
-        )
+        is_alone = self.from_answers is not None and not sources.has_official_files
+        benchmark = None if is_alone else self.load(sources)
+        records = sources.read_answers(answers)
+        if benchmark is None:
+            assert self.from_answers is not None
+            benchmark = self.from_answers(records)
+        return benchmark.score(match_answers(records, benchmark.items, answers))
 
 
 def mean(scores: Iterable[float]) -> float:

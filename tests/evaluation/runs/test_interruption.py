@@ -104,11 +104,11 @@ def test_a_stopped_server_run_keeps_the_answers_that_arrived(
 ) -> None:
     """H1: requests in flight get some time; the next start asks the rest. H5: sampled answers are not kept."""
     monkeypatch.setattr(remote_server, "_GRACE_SECONDS", 0.1)
-    asked: list[int] = []
+    asked_numbers: list[int] = []
 
     def script(request: dict[str, Any], count: int) -> teacher_server.Answer:
-        asked.append(number_in(request))
-        if len(asked) == 10:
+        asked_numbers.append(number_in(request))
+        if len(asked_numbers) == 10:
             send(signal.SIGTERM)
             time.sleep(0.5)
         return right(request, count)
@@ -124,9 +124,9 @@ def test_a_stopped_server_run_keeps_the_answers_that_arrived(
         assert message == expected
         return
     assert check_message(message, signal.SIGTERM, out) == num_kept
-    first = set(asked[:num_kept])
-    asked[:] = [-1] * 10
+    first = set(asked_numbers[:num_kept])
+    asked_numbers[:] = [-1] * 10
     results = evaluate(questions(COUNT), answerer, folder=photos, out=out)
     assert results["counts"]["answered"] == COUNT
-    assert len(asked[10:]) == COUNT - num_kept
-    assert not first & {*asked[10:]}
+    assert len(asked_numbers[10:]) == COUNT - num_kept
+    assert not first & {*asked_numbers[10:]}

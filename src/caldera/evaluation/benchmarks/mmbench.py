@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from caldera.errors import InputError
+from caldera.evaluation.answer_files import AnswerRecord
 from caldera.evaluation.answer_parsing import LETTERS
 from caldera.evaluation.benchmark import (
     BenchmarkSpec,
@@ -65,10 +66,24 @@ def _score(items: Sequence[Item], answers: Mapping[str, str]) -> Score:
 
 def _load(sources: Sources, name: str, instruction: str) -> ScoredItems:
     """Load the rows of a table; an item's type is the question that it is a rotation of."""
-    rows = _read_table(sources)
+    return _to_benchmark(_read_table(sources), name, instruction)
+
+
+def _to_benchmark(
+    rows: Sequence[tuple[str, Mapping[str, str]]], name: str, instruction: str
+) -> ScoredItems:
     first = {row["index"]: row for _, row in rows if int(row["index"]) < _ROTATION}
     items = [_to_item(row, first, location, instruction) for location, row in rows]
     return ScoredItems(name, items, _score)
+
+
+def _from_answers(records: Sequence[AnswerRecord], name: str, instruction: str) -> ScoredItems:
+    """Return the rows that answers of VLMEvalKit or lmms-eval repeat."""
+    rows = []
+    for record in records:
+        cells = {key: "" if cell is None else str(cell) for key, cell in record.fields.items()}
+        rows.append((record.location, _check_row(cells, record.location)))
+    return _to_benchmark(rows, name, instruction)
 
 
 def _read_table(sources: Sources) -> list[tuple[str, dict[str, str]]]:
@@ -76,11 +91,16 @@ def _read_table(sources: Sources) -> list[tuple[str, dict[str, str]]]:
     path = sources.questions or sources.require_annotations("MMBench's table (.tsv)")
     rows = read_rows(path)
     for location, row in rows:
-        require_fields(row, ("index", "question", "A", "B", "answer"), location)
-        if not row["index"].isdecimal():
-            raise InputError(f"{location}: the index should be a number, got {row['index']!r}")
+        _check_row(row, location)
     check_unique((row["index"] for _, row in rows), path)
     return rows
+
+
+def _check_row(row: dict[str, str], location: str) -> dict[str, str]:
+    require_fields(row, ("index", "question", "A", "B", "answer"), location)
+    if not row["index"].isdecimal():
+        raise InputError(f"{location}: the index should be a number, got {row['index']!r}")
+    return row
 
 
 def extract_images(sources: Sources, folder: Path) -> bool:
@@ -153,6 +173,7 @@ def _spec(name: str, language: str, instruction: str) -> BenchmarkSpec:
         required_files="--questions mmbench_dev_*.tsv, which contains the images; answers as JSON lines, .tsv, or "
         ".xlsx if openpyxl is installed",
         load=lambda sources: _load(sources, name, instruction),
+        from_answers=lambda records: _from_answers(records, name, instruction),
         extract_images=extract_images,
     )
 

@@ -22,7 +22,12 @@ from caldera.evaluation.benchmark import (
     mean,
     to_percent,
 )
-from caldera.evaluation.benchmarks.multiple_choice import choice_turn, parse_letters, score_letters
+from caldera.evaluation.benchmarks.multiple_choice import (
+    choice_turn,
+    items_from_answers,
+    parse_letters,
+    score_letters,
+)
 from caldera.evaluation.files import read_json, require_fields
 from caldera.instructions.request_phrases import LETTER_PROMPT, SHORT_ANSWER
 
@@ -161,4 +166,5 @@ MMMU = BenchmarkSpec(
     primary_metric="accuracy",
     required_files="--annotations answer_dict_val.json",
     load=load_questions,
+    from_answers=lambda records: ScoredItems("mmmu", items_from_answers(records), _score),
 )

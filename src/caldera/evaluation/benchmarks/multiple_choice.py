@@ -5,6 +5,14 @@ from dataclasses import replace
 from typing import Any
 
 from caldera.conversation import Conversation, ImageRef, Turn
+from caldera.errors import UsageError
+from caldera.evaluation.answer_files import AnswerRecord
+from caldera.evaluation.answer_matching import (
+    extract_question,
+    find_choices,
+    find_references,
+    normalize_words,
+)
 from caldera.evaluation.answer_parsing import LETTERS, parse_choice
 from caldera.evaluation.benchmark import Item, Score, check_answers, mean, score_items, to_percent
 from caldera.instructions.request_phrases import LETTER_PROMPT
@@ -36,6 +44,38 @@ def score_letters(items: Sequence[Item], letters: Mapping[str, str | None]) -> S
     if unparsed:
         metrics["accuracy_when_read"] = to_percent(mean(parsed_scores)) if parsed_scores else 0.0
     return replace(score, metrics=metrics)
+
+
+def items_from_answers(records: Sequence[AnswerRecord]) -> list[Item]:
+    """Return the questions that answers of VLMEvalKit or lmms-eval repeat, with their correct letters.
+
+    Raises:
+        UsageError: An answer repeats no choices, or not the correct one.
+    """
+    items = []
+    for record in records:
+        choices = find_choices(record)
+        letters = LETTERS[: len(choices)].casefold()
+        by_text = dict(zip(map(normalize_words, choices), letters, strict=False))
+        references = {by_text.get(text, text) for text in find_references(record)} & {*letters}
+        if len(references) != 1:
+            raise UsageError(
+                f"{record.location} repeats no choices with the correct one; give the official files (--questions or "
+                "--annotations)"
+            )
+        category, coarse = (str(record.fields.get(key, "")) for key in ("category", "l2-category"))
+        items.append(
+            Item(
+                record.id,
+                category or "question",
+                "choice",
+                choice_turn(record.id, extract_question(record.prompt), choices, ()),
+                (references.pop().upper(),),
+                tuple(choices),
+                (coarse,) if coarse not in ("", category) else (),
+            )
+        )
+    return items
 
 
 def choice_turn(

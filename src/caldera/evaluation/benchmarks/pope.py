@@ -247,7 +247,7 @@ def score_answer_files(sources: Sources, answers: Path) -> Score:
 
 
 def _with_skipped(score: Score, num_skipped: int) -> Score:
-    """Return a score that also tells the number of answers to questions without labels."""
+    """Add the number of answers to questions without labels to the metrics."""
     if not num_skipped:
         return score
     skipped = {"answers_to_splits_without_labels": num_skipped}
@@ -264,21 +264,15 @@ def _score_toolkit_answers(sources: Sources, records: Sequence[AnswerRecord], pa
     for record in records:
         for split in str(record.fields["category"]).split(","):
             by_split[split.strip()].append(record)
-    if sources.annotations or sources.questions:
+    if sources.has_official_files:
         questions, _ = _load_labeled(sources)
     else:
         questions = [
-            _from_answer(record, split, f"{split}/{index}")
+            _from_answer(record, split)
             for split, split_records in by_split.items()
-            for index, record in enumerate(split_records)
+            for record in split_records
         ]
-        texts = {
-            f"{split}/{index}": record.text
-            for split, split_records in by_split.items()
-            for index, record in enumerate(split_records)
-        }
-        return _to_benchmark(questions).score(texts)
-    texts = {}
+    texts: dict[str, str] = {}
     for split in dict.fromkeys(question.split for question in questions):
         by_id = {
             line.id.removeprefix(f"{split}/"): line for line in questions if line.split == split
@@ -289,7 +283,7 @@ def _score_toolkit_answers(sources: Sources, records: Sequence[AnswerRecord], pa
     return _with_skipped(_to_benchmark(questions).score(texts), sum(map(len, by_split.values())))
 
 
-def _from_answer(record: AnswerRecord, split: str, name: str) -> _Question:
+def _from_answer(record: AnswerRecord, split: str) -> _Question:
     """Return the question that an answer repeats, with its label."""
     labels = find_references(record) & {"yes", "no"}
     if len(labels) != 1:
@@ -298,7 +292,8 @@ def _from_answer(record: AnswerRecord, split: str, name: str) -> _Question:
             "folder of them"
         )
     image = str(record.fields.get("image_source", record.fields.get("image_path", "")))
-    return _Question(name, image, extract_question(record.prompt), split, labels.pop())
+    name, text = f"{split}/{record.id}", extract_question(record.prompt)
+    return _Question(name, image, text, split, labels.pop())
 
 
 def _match_answers(

@@ -17,6 +17,7 @@ from caldera.evaluation.benchmark import (
     score_items,
     to_percent,
 )
+from caldera.evaluation.benchmarks.multiple_choice import items_from_answers
 from caldera.evaluation.benchmarks.science_qa_files import (
     EXPECTED_FILES,
     QuestionInfo,
@@ -130,9 +131,14 @@ def load_questions(sources: Sources) -> ScienceQA:
 
 def score_answer_files(sources: Sources, answers: Path) -> Score:
     """Score LLaVA's output file (`results` and `outputs`), or texts by question id."""
+    if not sources.has_official_files:
+        records = sources.read_answers(answers)
+        benchmark = ScienceQA(tuple(items_from_answers(records)))
+        return benchmark.score(match_answers(records, benchmark.items, answers))
     benchmark = _load(sources)
     content = read_json(answers) if answers.is_file() and json_start(answers) else None
-    letters = content.get("results") if isinstance(content, dict) else None
+    content = content if isinstance(content, dict) else {}
+    letters = content.get("results")
     texts = None
     if letters is None or "outputs" in content:
         texts = match_answers(sources.read_answers(answers), benchmark.items, answers)

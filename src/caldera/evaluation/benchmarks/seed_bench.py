@@ -19,7 +19,12 @@ from caldera.evaluation.benchmark import (
     mean,
     to_percent,
 )
-from caldera.evaluation.benchmarks.multiple_choice import choice_turn, parse_letters, score_letters
+from caldera.evaluation.benchmarks.multiple_choice import (
+    choice_turn,
+    items_from_answers,
+    parse_letters,
+    score_letters,
+)
 from caldera.evaluation.files import check_unique, read_json, require_fields
 
 _CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
@@ -82,4 +87,5 @@ SEED_BENCH = BenchmarkSpec(
     required_files="--questions SEED-Bench.json",
     default_files=Sources(questions=Path("SEED-Bench.json"), images=Path()),
     load=load_questions,
+    from_answers=lambda records: ScoredItems("seed-bench", items_from_answers(records), _score),
 )

@@ -112,7 +112,7 @@ def evaluate_benchmark(
 
 
 def _check_images(items: Sequence[Item], folder: Path) -> None:
-    """Check before a model is loaded that not so many images are missing that the run cannot be valid."""
+    """Check before a model is loaded that few enough images are missing for a valid run."""
     paths = dict.fromkeys(path for item in items for path in item.conversation.images)
     missing = {path for path in paths if not (folder / path).is_file()}
     failing = [item for item in items if not missing.isdisjoint(item.conversation.images)]
@@ -296,11 +296,11 @@ def _telling_what_is_kept(keys: Mapping[str, str], cache: AnswerCache | None) ->
     try:
         yield
     except (Interrupted, KeyboardInterrupt) as interrupt:
-        kept = "answers at a temperature above 0 are not kept; repeat the command"
+        message = "answers at a temperature above 0 are not kept; repeat the command"
         if cache is not None:
             num_kept = cache.count_on_disk(keys.values())
-            kept = f"{num_kept} of {len(keys)} answers are kept in {cache.path}; repeat the command to resume"
-        raise Interrupted(f"stopped; {kept}", signal_of(interrupt)) from None
+            message = f"{num_kept} of {len(keys)} answers are kept in {cache.path}; repeat the command to resume"
+        raise Interrupted(f"stopped; {message}", signal_of(interrupt)) from None
 
 
 def open_answerer(
