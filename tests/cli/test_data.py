@@ -5,6 +5,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from caldera.conversation import read_conversations
 from tests.cli.conftest import CommandResult
 
@@ -74,3 +76,33 @@ def test_inspect_marks_supervised_text_without_color_too(
     assert result.returncode == 0, result.stderr
     assert re.findall(r"\[\[ (.*?)</s>\]\]", result.stdout) == answers
     assert result.stdout.count("[[") == len(answers)
+
+
+def test_truncated_and_large_images_are_used_on_request(
+    call: Callable[..., CommandResult],
+    photos: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Both are errors that name the option; an image that is used although it is truncated is listed."""
+    cut = photos / "1.png"
+    cut.write_bytes(cut.read_bytes()[:-99])
+    turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "a dog"}]
+    records = [
+        {"id": name, "image": f"photos/{name}.png", "conversations": turns} for name in ("0", "1")
+    ]
+    file = tmp_path / "data.json"
+    file.write_text(json.dumps(records))
+
+    rejected = call("data", "check", file)
+    limited = call("data", "check", file, "--allow-truncated", "--image-limit", "max_pixels=90")
+    accepted = call("data", "check", file, "--allow-truncated")
+
+    assert rejected.returncode == limited.returncode == 3
+    assert "1.png is a truncated PNG image" in rejected.stderr
+    assert "over the limit (max_pixels, 90)" in limited.stderr
+    assert accepted.returncode == 0, accepted.stderr
+    assert "changed 1, listed in" in caplog.text
+    [line] = (tmp_path / "data.skipped.jsonl").read_text().splitlines()
+    assert json.loads(line)["action"] == "changed"
+    assert json.loads(line)["location"] == str(cut)

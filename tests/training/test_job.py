@@ -16,6 +16,7 @@ from caldera.errors import CalderaError, ConversationError, ImageError, UsageErr
 from caldera.files.skipped_items import SkippedItems
 from caldera.formats.assemble import assemble
 from caldera.formats.model_folder import load_model_folder
+from caldera.images.decoding import TRUNCATED_NOTE, DecodingConfig
 from caldera.model.bundle import LlavaBundle
 from caldera.templates.template import find_template
 from caldera.templates.tokenization import context_tokenizer
@@ -190,6 +191,28 @@ def test_corrupt_images_stop_the_job_or_are_listed(
     lines = (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()
     assert len(lines) == sum("0.png" in dialogue.images for dialogue in dialogues(40))
     assert "0.png is a text file" in json.loads(lines[0])["reason"]
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_truncated_images_are_used_on_request_and_listed(
+    assistant: LlavaBundle, photos: Path, tmp_path: Path, cached: bool
+) -> None:
+    """Features of a truncated image are not found by a run that does not allow such images."""
+    cut = photos / "0.png"
+    cut.write_bytes(cut.read_bytes()[:-99])
+    stage = replace(STAGE, cache_features=cached, max_steps=1)
+    allowed = TrainingData(
+        conversations=dialogues(40), images=photos, decoding=DecodingConfig(allow_truncated=True)
+    )
+
+    job(assistant, photos, tmp_path / "run", stage, data=allowed).run()
+
+    [line] = (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()
+    assert json.loads(line) == {
+        "location": str(cut), "reason": TRUNCATED_NOTE, "action": "changed",
+    }  # fmt: skip
+    with pytest.raises(ImageError, match=r"0\.png is a truncated PNG image"):
+        job(assistant, photos, tmp_path / "other", replace(stage, max_steps=None)).run()
 
 
 def test_more_invalid_records_than_allowed_stop_the_job(

@@ -27,7 +27,14 @@ from caldera.batches.feature_store import FeatureLocks, FeatureStore
 from caldera.devices import Runtime
 from caldera.errors import InputError, OutputError
 from caldera.files.atomic import free_bytes
-from caldera.images.decoding import decode_image, open_image, read_bytes
+from caldera.images.decoding import (
+    DEFAULT_DECODING,
+    DecodingConfig,
+    decode_image,
+    is_truncated,
+    open_image,
+    read_bytes,
+)
 from caldera.images.processor import ImageProcessor
 from caldera.interruption import StopRequest, deferred_signals
 from caldera.progress import Advance, Progress
@@ -52,16 +59,20 @@ class ImageSource(Protocol):
 class DecodedImages:
     """Source of pixels, decoded each time."""
 
-    def __init__(self, processor: ImageProcessor) -> None:
+    def __init__(
+        self, processor: ImageProcessor, decoding: DecodingConfig = DEFAULT_DECODING
+    ) -> None:
         """Prepare images with `processor`."""
         self._processor = processor
+        self._decoding = decoding
 
     def __call__(self, paths: Sequence[Path]) -> Tensor:
         """Return pixels, (views, channels, height, width)."""
         side = self._processor.side
         if not paths:
             return torch.zeros(0, 3, side, side)
-        return torch.cat([self._processor(open_image(path)) for path in paths])
+        images = (open_image(path, self._decoding) for path in paths)
+        return torch.cat([self._processor(image) for image in images])
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +87,17 @@ class FrozenTower:
 
     shape: tuple[int, int]
     """Patches and vision width of one view."""
+
+    decoding: DecodingConfig = DEFAULT_DECODING
+    """Limits on the images."""
+
+    def read(self, path: Path) -> bytes:
+        """Read an image file."""
+        return read_bytes(path, self.decoding)
+
+    def decode(self, path: Path) -> Tensor:
+        """Return the pixels of an image, (views, channels, height, width)."""
+        return self.processor(decode_image(self.read(path), str(path), self.decoding))
 
     def encode_all(self, pixels: Tensor) -> Tensor:
         """Return the features of any number of views, (views, patches, vision width)."""
@@ -122,19 +144,21 @@ class CachedFeatures:
             log.warning(
                 "cached features of %s are damaged in %s: encoding it again", path, self._store.data
             )
-            pixels = self._tower.processor(open_image(path))
+            pixels = self._tower.decode(path)
             self._store.append([digest], [len(pixels)], self._tower.encode_all(pixels))
             self._rows[digest] = self._store.rows()[digest]
             self._features = self._store.read()
         self._verified.add(digest)
 
 
-def broken_images(paths: Sequence[Path], runtime: Runtime) -> dict[Path, InputError]:
+def broken_images(
+    paths: Sequence[Path], runtime: Runtime, decoding: DecodingConfig
+) -> dict[Path, InputError]:
     """Decode all images, with a thread for each worker, and return the errors of those that cannot be used."""
 
     def error_of(path: Path) -> InputError | None:
         try:
-            open_image(path)
+            open_image(path, decoding)
         except InputError as error:
             return error
         return None
@@ -154,6 +178,21 @@ def broken_images(paths: Sequence[Path], runtime: Runtime) -> dict[Path, InputEr
             advance(len(part))
             request.raise_if_requested("stopped while checking images; repeat the command")
     return errors
+
+
+def truncated_images(paths: Sequence[Path], runtime: Runtime) -> list[Path]:
+    """Return the images that lack the end of their file, of those that can be decoded."""
+    truncated: list[Path] = []
+    with (
+        deferred_signals() as request,
+        runtime.progress.task("looking for truncated images", len(paths)) as advance,
+    ):
+        for path in paths:
+            request.raise_if_requested("stopped while checking images; repeat the command")
+            if is_truncated(path):
+                truncated.append(path)
+            advance()
+    return truncated
 
 
 OnImageError = Callable[[Path, InputError], object]
@@ -186,7 +225,7 @@ def cache_features(
         OutputError: The store cannot be written, or the disk has too little space.
     """
     with deferred_signals() as request:
-        digest_of = _digests(paths, progress, on_error, request)
+        digest_of = _digests(paths, tower, progress, on_error, request)
         paths_of: dict[str, list[Path]] = {}
         for path, digest in digest_of.items():
             paths_of.setdefault(digest, []).append(path)
@@ -201,7 +240,11 @@ def cache_features(
 
 
 def _digests(
-    paths: Sequence[Path], progress: Progress, on_error: OnImageError, request: StopRequest
+    paths: Sequence[Path],
+    tower: FrozenTower,
+    progress: Progress,
+    on_error: OnImageError,
+    request: StopRequest,
 ) -> dict[Path, str]:
     """Return the SHA-256 of the content of each image that can be read."""
     digests: dict[Path, str] = {}
@@ -209,7 +252,7 @@ def _digests(
         for path in paths:
             request.raise_if_requested("stopped while reading images; repeat the command")
             try:
-                digests[path] = hashlib.sha256(read_bytes(path)).hexdigest()
+                digests[path] = hashlib.sha256(tower.read(path)).hexdigest()
             except InputError as error:
                 on_error(path, error)
             advance()
@@ -234,7 +277,7 @@ def _check_space(store: FeatureStore, paths: Sequence[Path], tower: FrozenTower)
 def _num_views(path: Path, tower: FrozenTower) -> int:
     """Return the views of an image; 0 for one that cannot be used, which is reported when it is decoded."""
     try:
-        return tower.processor.layout(path).views
+        return tower.processor.layout(path, tower.decoding).views
     except InputError:
         return 0
 
@@ -322,7 +365,7 @@ class _FeatureBuilder:
         """Return the pixels of an image; None if it cannot be used, after reporting all its paths."""
         first_path = self._paths_of[digest][0]
         try:
-            return self._tower.processor(decode_image(read_bytes(first_path), str(first_path)))
+            return self._tower.decode(first_path)
         except InputError as error:
             for path in self._paths_of[digest]:
                 self._on_error(path, error)

@@ -9,10 +9,12 @@ from rich.table import Table
 
 from caldera.cli.interruptions import StoppableGroup
 from caldera.cli.options import (
+    AllowTruncated,
     Boxes,
     Captions,
     Columns,
     IgnoreField,
+    ImageLimit,
     Images,
     ImagesFrom,
     Instances,
@@ -244,6 +246,8 @@ def check(
     ] = True,
     images_from: ImagesFrom = None,
     ignore_field: IgnoreField = None,
+    allow_truncated: AllowTruncated = False,
+    image_limit: ImageLimit = None,
     max_bad_fraction: MaxBadFraction = 0.0,
 ) -> None:
     """Check every record and every image of a data file; exit code 3 if one is invalid.
@@ -263,7 +267,7 @@ def check(
     report = validate_file(
         file,
         skipped,
-        read_options_from(images, images_from, ignore_field),
+        read_options_from(images, images_from, ignore_field, image_limit, allow_truncated),
         decode_images=decode_images,
         progress=default_progress(),
     )

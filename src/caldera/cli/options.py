@@ -67,6 +67,20 @@ Columns = Annotated[
         help="Columns or fields of a caption table, such as file_name,text.",
     ),
 ]
+AllowTruncated = Annotated[
+    bool,
+    typer.Option(
+        "--allow-truncated",
+        help="Use images that lack the end of their file, as far as they go, and list them.",
+    ),
+]
+ImageLimit = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE",
+        help="Change a limit on images: max_pixels, max_side or max_bytes. Repeatable.",
+    ),
+]
 IgnoreField = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME", help="Extra field of records to ignore. Repeatable."),
@@ -172,13 +186,21 @@ def raise_if_renamed_command(group: str | None, name: str) -> None:
 
 
 def read_options_from(
-    images: Path | None, images_from: list[str] | None, ignore_field: list[str] | None
+    images: Path | None,
+    images_from: list[str] | None,
+    ignore_field: list[str] | None,
+    image_limit: list[str] | None = None,
+    allow_truncated: bool = False,
 ) -> "ReadOptions":
-    """Return how data files are read."""
+    """Return how data files and their images are read."""
     from caldera.conversation.image_values import parse_images_from
     from caldera.conversation.reader import ReadOptions
+    from caldera.images.decoding import DecodingConfig
+    from caldera.overrides import apply_overrides
 
+    decoding = DecodingConfig(allow_truncated=allow_truncated)
     return ReadOptions(
+        decoding=apply_overrides(decoding, image_limit or ()),
         images=images,
         images_from=parse_images_from(images_from or ()),
         ignore_fields=frozenset(ignore_field or ()),

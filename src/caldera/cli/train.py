@@ -2,16 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeAlias, TypeVar, get_args
 
 import typer
 
 from caldera.cli.interruptions import StoppableGroup
 from caldera.cli.options import (
+    AllowTruncated,
     Device,
     Dtype,
     IgnoreField,
+    ImageLimit,
     Images,
     ImagesFrom,
     MaxBadFraction,
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
     from caldera.training.loop import TrainingResult
 
 _Name = TypeVar("_Name", bound=str)
-_Records: TypeAlias = "tuple[Sequence[Conversation], Path, SkippedItems]"
+_Records: TypeAlias = "tuple[Sequence[Conversation], ReadOptions, SkippedItems]"
 
 app = typer.Typer(
     cls=StoppableGroup,
@@ -67,6 +70,8 @@ def pretrain(
     resume: Resume = False,
     max_bad_fraction: MaxBadFraction = 0.0,
     ignore_field: IgnoreField = None,
+    allow_truncated: AllowTruncated = False,
+    image_limit: ImageLimit = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     workers: Workers = None,
@@ -79,8 +84,6 @@ def pretrain(
 
       caldera train pretrain --data pairs.json --out runs/stage1 --set epochs=10 --set batch_size=16
     """
-    from typing import get_args
-
     from caldera.images.anyres import ASPECTS
     from caldera.overrides import apply_overrides
     from caldera.recipes.towers import resolve_tower
@@ -88,7 +91,7 @@ def pretrain(
 
     # Settings and data are checked before torch is imported and a model is loaded, which take long.
     stage, aspect = apply_overrides(PRETRAIN, settings or ()), _choice("aspect", aspect, ASPECTS)
-    options = read_options_from(images, images_from, ignore_field)
+    options = read_options_from(images, images_from, ignore_field, image_limit, allow_truncated)
     records = _read_data(data, options, max_bad_fraction)
     from caldera.formats.assemble import assemble
     from caldera.model.vision_tower import FeatureSelect
@@ -103,8 +106,7 @@ def pretrain(
         template=stage.template,
         seed=stage.seed,
     )
-    runtime = runtime_from(device, dtype, workers)
-    _train(stage, model, records, out, runtime, resume=resume)
+    _train(stage, model, records, out, runtime_from(device, dtype, workers), resume=resume)
 
 
 @app.command()
@@ -126,6 +128,8 @@ def finetune(
     resume: Resume = False,
     max_bad_fraction: MaxBadFraction = 0.0,
     ignore_field: IgnoreField = None,
+    allow_truncated: AllowTruncated = False,
+    image_limit: ImageLimit = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     workers: Workers = None,
@@ -143,7 +147,7 @@ def finetune(
 
     # Settings and data are checked before torch is imported and a model is loaded, which take long.
     stage = apply_overrides(FINETUNE_LORA if lora else FINETUNE, settings or ())
-    options = read_options_from(images, images_from, ignore_field)
+    options = read_options_from(images, images_from, ignore_field, image_limit, allow_truncated)
     records = _read_data(data, options, max_bad_fraction)
     from caldera.formats.open_model import load_model
 
@@ -175,6 +179,8 @@ def recipe(
     resume: Resume = False,
     max_bad_fraction: MaxBadFraction = 0.0,
     ignore_field: IgnoreField = None,
+    allow_truncated: AllowTruncated = False,
+    image_limit: ImageLimit = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     workers: Workers = None,
@@ -197,6 +203,7 @@ def recipe(
     config = apply_overrides(find_paper_recipe(name), settings or ())
     from caldera.pipelines.paper_run import UserInputs, run_paper_recipe
 
+    runtime = runtime_from(device, dtype, workers)
     inputs = UserInputs(
         vision=vision,
         language=language,
@@ -205,13 +212,10 @@ def recipe(
         data=data,
         images=images,
         stage1_model=stage1_model,
-        reading=read_options_from(None, images_from, ignore_field),
+        reading=read_options_from(None, images_from, ignore_field, image_limit, allow_truncated),
     )
-    runtime = runtime_from(device, dtype, workers)
-    results = run_paper_recipe(
-        config, inputs, out, runtime=runtime, max_bad_fraction=max_bad_fraction, resume=resume
-    )
-    for stage_name, result in results.items():
+    run = partial(run_paper_recipe, runtime=runtime, max_bad_fraction=max_bad_fraction)
+    for stage_name, result in run(config, inputs, out, resume=resume).items():
         _print_result(result, out / stage_name)
 
 
@@ -246,14 +250,14 @@ def _choice(subject: str, name: str, valid: Sequence[_Name]) -> _Name:
 
 
 def _read_data(file: Path, options: "ReadOptions", max_bad_fraction: float) -> _Records:
-    """Read a data file, and return its conversations, their folder of images, and the skipped records."""
+    """Read a data file, and return its conversations, how they were read, and the skipped records."""
     from caldera.conversation import read_conversations
     from caldera.files.skipped_items import SkippedItems
 
     skipped = SkippedItems(max_bad_fraction)
-    options = replace(options, check_images=True)
+    options = replace(options, images=options.images or file.parent, check_images=True)
     conversations = read_conversations(file, skipped=skipped, options=options)
-    return conversations, options.images or file.parent, skipped
+    return conversations, options, skipped
 
 
 def _train(
@@ -268,9 +272,13 @@ def _train(
     """Train on the records of a data file, and print the result."""
     from caldera.training.job import TrainingData, TrainingJob
 
-    conversations, images, skipped = records
+    conversations, options, skipped = records
+    assert options.images is not None
     data = TrainingData(
-        conversations=conversations, images=images, num_unreadable=len(skipped.items)
+        conversations=conversations,
+        images=options.images,
+        num_unreadable=len(skipped.items),
+        decoding=options.decoding,
     )
     job = TrainingJob(
         stage=stage,

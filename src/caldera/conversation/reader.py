@@ -13,11 +13,12 @@ from caldera.errors import ConversationError, ImageError, InputError, shorten_va
 from caldera.files.atomic import file_exists
 from caldera.files.records import OnBytesRead, read_records
 from caldera.files.skipped_items import SkippedItems
+from caldera.images.decoding import DEFAULT_DECODING, DecodingConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReadOptions:
-    """How conversation files are read."""
+    """Options of the reader of conversation files."""
 
     ignore_fields: frozenset[str] = frozenset()
     """Unknown fields that are no error."""
@@ -30,6 +31,13 @@ class ReadOptions:
 
     check_images: bool = False
     """Whether a record whose image does not exist is invalid."""
+
+    decoding: DecodingConfig = DEFAULT_DECODING
+    """Limits on the images, for those who decode them."""
+
+
+_UNFILLED_MARKS = ("<bbox>", "<ref-object>")
+"""Marks that ms-swift replaces by boxes of another field."""
 
 
 @dataclass(slots=True)
@@ -69,14 +77,23 @@ class ConversationParser:
     def _turns(self, raw: RawRecord, notes: list[str]) -> tuple[Turn, ...]:
         """Return the turns of a record with its images in their places."""
         questions = [pieces for role, pieces in raw.turns if role == "user"]
-        answers = ["".join(map(str, pieces)) for role, pieces in raw.turns if role == "assistant"]
+        answers = [
+            str(pieces[0]) if len(pieces) == 1 else "".join(map(str, pieces))
+            for role, pieces in raw.turns
+            if role == "assistant"
+        ]
+        for answer in answers:
+            if "<" in answer:
+                _check_answer(answer, notes)
         placed = iter(place_images(questions, answers, raw.images, notes))
-        if any(IMAGE_PLACEHOLDER in answer for answer in answers):
-            notes.append(f"{IMAGE_PLACEHOLDER} in an answer kept as text")
         texts = iter(answers)
         return tuple(
-            Turn(role, self._parts(next(placed) if role == "user" else [next(texts)], notes))
-            for role, _ in raw.turns
+            [
+                Turn("user", self._parts(next(placed), notes))
+                if role == "user"
+                else Turn("assistant", (next(texts),))
+                for role, _ in raw.turns
+            ]
         )
 
     def _parts(self, pieces: list[str | ImageSource], notes: list[str]) -> tuple[Part, ...]:
@@ -90,6 +107,16 @@ class ConversationParser:
             elif piece:
                 parts.append(piece)
         return tuple(parts)
+
+
+def _check_answer(answer: str, notes: list[str]) -> None:
+    """Note a mark in an answer, which is text; raise for one that stands for boxes."""
+    if IMAGE_PLACEHOLDER in answer:
+        notes.append(f"{IMAGE_PLACEHOLDER} in an answer kept as text")
+    if any(mark in answer for mark in _UNFILLED_MARKS):
+        raise ConversationError(
+            "has a mark <bbox> or <ref-object> in an answer, in place of boxes; write them into the text"
+        )
 
 
 def _trim_ends(raw: RawRecord, notes: list[str]) -> None:

@@ -3,12 +3,13 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from caldera.conversation.reader import ReadOptions, iter_conversations
 from caldera.errors import ImageError
 from caldera.files.skipped_items import SkippedItems
-from caldera.images.decoding import open_image
+from caldera.images.decoding import TRUNCATED_NOTE, DecodingConfig, is_truncated, open_image
 from caldera.progress import Advance, Progress
 
 
@@ -43,13 +44,14 @@ def validate_file(
     report = ValidationReport()
     root = options.images or file.parent
     options = replace(options, check_images=True)
+    check = partial(_image_error, decoding=options.decoding, skipped=skipped)
     ids: Counter[str] = Counter()
     image_errors: dict[str, ImageError | None] = {}
     with progress.task("checking, in kB", _size_in_kb(file)) as advance:
         for conversation in iter_conversations(file, skipped, options, _advance_by_kb(advance)):
             for name in conversation.images:
                 if name not in image_errors:
-                    image_errors[name] = _image_error(root / name) if decode_images else None
+                    image_errors[name] = check(root / name) if decode_images else None
             errors = filter(None, (image_errors[name] for name in conversation.images))
             if error := next(errors, None):
                 location = conversation.location
@@ -66,12 +68,14 @@ def validate_file(
     return report
 
 
-def _image_error(path: Path) -> ImageError | None:
-    """Return the error of an image that cannot be decoded."""
+def _image_error(path: Path, decoding: DecodingConfig, skipped: SkippedItems) -> ImageError | None:
+    """Return the error of an image that cannot be decoded; one that is truncated but allowed is noted."""
     try:
-        open_image(path)
+        open_image(path, decoding)
     except ImageError as error:
         return error
+    if decoding.allow_truncated and is_truncated(path):
+        skipped.note(str(path), TRUNCATED_NOTE)
     return None
 
 

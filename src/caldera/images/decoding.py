@@ -69,6 +69,9 @@ class DecodingConfig:
 
 DEFAULT_DECODING = DecodingConfig()
 
+TRUNCATED_NOTE = "the image is truncated; what there is of it is used"
+"""Reason that a truncated image is listed for where such images are allowed."""
+
 
 class ImageTooLargeError(ImageError):
     """An image has too many pixels to be decoded."""
@@ -195,14 +198,11 @@ def decode_image(
 def is_truncated(path: Path) -> bool:
     """Return whether an image can be decoded only in part, as the end of its file is missing."""
     content = read_bytes(path, DecodingConfig(max_bytes=1 << 62))
-    if not _lacks_end(content, identify_image_format(content)):
-        return False
     try:
-        decode_image(content, str(path))
-    except TruncatedImageError:
-        return True
-    except ImageError:
-        return False
+        if _lacks_end(content, identify_image_format(content)):
+            decode_image(content, str(path))
+    except ImageError as error:
+        return isinstance(error, TruncatedImageError)
     return False
 
 
@@ -361,8 +361,7 @@ def _flatten_to_rgb(image: Image.Image, name: str) -> Image.Image:
 def read_bytes(path: Path, config: DecodingConfig = DEFAULT_DECODING) -> bytes:
     """Read an image file; devices and pipes are not opened."""
     with _opened(path) as file:
-        size = path.stat().st_size
-        if size > config.max_bytes:
+        if (size := path.stat().st_size) > config.max_bytes:
             raise ImageError(
                 f"{path} has {size:,} bytes, over the limit (max_bytes, {config.max_bytes:,}); shrink it or raise the "
                 "limit"

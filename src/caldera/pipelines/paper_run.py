@@ -141,7 +141,10 @@ def _stages(
         num_unreadable = len(skipped.items)
         folder = images or file.parent
         data = TrainingData(
-            conversations=conversations, images=folder, num_unreadable=num_unreadable
+            conversations=conversations,
+            images=folder,
+            num_unreadable=num_unreadable,
+            decoding=options.decoding,
         )
         return stage, data, skipped
 

@@ -17,6 +17,7 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,6 +33,7 @@ from caldera.batches.image_sources import (
     broken_images,
     cache_features,
     raise_image_error,
+    truncated_images,
 )
 from caldera.batches.sampler import split_validation
 from caldera.batches.samples import Sample, SampleBuilder
@@ -46,6 +48,7 @@ from caldera.formats.metadata import read_metadata
 from caldera.formats.model_folder import load_model_folder, save_model_folder
 from caldera.formats.weight_names import digest_weights
 from caldera.images.anyres import grid_pinpoints
+from caldera.images.decoding import DEFAULT_DECODING, TRUNCATED_NOTE, DecodingConfig
 from caldera.interruption import deferred_signals
 from caldera.model.bundle import LlavaBundle, ModelMetadata
 from caldera.model.llava import Llava
@@ -78,6 +81,9 @@ class TrainingData:
 
     num_unreadable: int = 0
     """Records that were skipped when the data was read."""
+
+    decoding: DecodingConfig = DEFAULT_DECODING
+    """Limits on the images."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,7 +170,7 @@ class TrainingJob:
             tokenizer=assistant.tokenizer,
             template=find_template(self.stage.template),
             image_token_id=assistant.model.image_token_id,
-            layout=assistant.processor.layout,
+            layout=partial(assistant.processor.layout, decoding=self.data.decoding),
             count_tokens=assistant.model.count_tokens,
             max_length=self.stage.max_length,
             context_length=assistant.model.context_length,
@@ -216,14 +222,23 @@ class TrainingJob:
         """Return the source of images, and the samples whose images can all be used; the others are listed."""
         paths = list(dict.fromkeys(path for sample in samples for path in sample.images))
         errors: dict[Path, InputError] = {}
-        images: ImageSource = DecodedImages(assistant.processor)
+        decoding = self.data.decoding
+        images: ImageSource = DecodedImages(assistant.processor, decoding)
         if "vision" not in self.stage.trainable and self.stage.cache_features and paths:
             images = cached_tower_features(
-                assistant, self.features, paths, runtime=self.runtime, on_error=errors.__setitem__
+                assistant,
+                self.features,
+                paths,
+                runtime=self.runtime,
+                decoding=decoding,
+                on_error=errors.__setitem__,
             )
         elif self.skipped.max_fraction > 0:
             # Otherwise the first broken image ends the run where it is decoded, possibly after days.
-            errors = broken_images(paths, self.runtime)
+            errors = broken_images(paths, self.runtime, decoding)
+        if decoding.allow_truncated:
+            for path in truncated_images(paths, self.runtime):
+                self.skipped.note(str(path), TRUNCATED_NOTE)
         for sample in samples:
             if unusable := [path for path in sample.images if path in errors]:
                 self.skipped.add_or_raise(f"record {sample.id!r}", errors[unusable[0]])
@@ -241,6 +256,7 @@ def cached_tower_features(
     paths: Sequence[Path],
     *,
     runtime: Runtime,
+    decoding: DecodingConfig = DEFAULT_DECODING,
     on_error: OnImageError = raise_image_error,
 ) -> CachedFeatures:
     """Return a source of the vision tower's features of all images at `paths`, cached in `folder`.
@@ -250,6 +266,7 @@ def cached_tower_features(
         folder: Holds a store for each tower and preparation.
         paths: Images, each once.
         runtime: Device and precision of the tower, and progress reporting.
+        decoding: Limits on the images.
         on_error: Called with each image that cannot be used; the source then lacks it.
 
     Raises:
@@ -265,15 +282,17 @@ def cached_tower_features(
             return vision(pixels.to(compute.device)).cpu()
 
     return cache_features(
-        FeatureStore(folder, _store_name(assistant, compute), compute.dtype),
+        FeatureStore(folder, _store_name(assistant, compute, decoding), compute.dtype),
         paths,
-        tower=FrozenTower(assistant.processor, encode, (vision.tokens_per_view, vision.width)),
+        tower=FrozenTower(
+            assistant.processor, encode, (vision.tokens_per_view, vision.width), decoding
+        ),
         progress=runtime.progress,
         on_error=on_error,
     )
 
 
-def _store_name(assistant: LlavaBundle, compute: DeviceConfig) -> str:
+def _store_name(assistant: LlavaBundle, compute: DeviceConfig, decoding: DecodingConfig) -> str:
     """Return a digest of everything that features depend on except the image.
 
     The processor counts under its former class and field names, so that stores of earlier versions are found.
@@ -284,6 +303,9 @@ def _store_name(assistant: LlavaBundle, compute: DeviceConfig) -> str:
     settings = (vision.select_layer, vision.select, str(compute.dtype))
     description = f"(PictureProcessor({values}), {', '.join(map(repr, settings))})"
     text = f"{_STORE_VERSION} {description} {digest_weights(vision.state_dict())}"
+    if decoding != DEFAULT_DECODING:
+        # An image may be used in part, or at another size, that is an error or smaller by default.
+        text += f" {decoding}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
