@@ -53,7 +53,9 @@ def _writes(*names: str) -> Callable[[Arguments], Describe]:
             written = [path for path in sorted(after) if after[path] != before.get(path)]
             if not written:
                 return NOTHING_WRITTEN
-            return f"stopped; written: {', '.join(written)}; repeat the command to write everything"
+            missing = [str(path) for path in outputs if str(path) not in written]
+            only = f"; not written: {', '.join(missing)}" if missing else ""
+            return f"stopped; written: {', '.join(written)}{only}; repeat the command"
 
         return describe
 
@@ -133,16 +135,16 @@ _DEMO = {
     **_STAGES,
     "stage 2 without stage 1": "without_pretraining/model",
     "stage 2 without stage 1 up to step {step}": "without_pretraining/checkpoints/step-*",
-    "{count} files of answers": "answers/*.json",
+    "answers to {count} sets of questions": "answers/*.json",
     "the model": "model",
     "the report": "report.html",
 }
 _ABLATIONS = {
     **_SCENES,
-    "{count} finished stages 1": "pretrain/*/*/model",
+    "stage 1 of {count} variants": "pretrain/*/*/model",
     "an unfinished stage 1 up to step {step}": "pretrain/*/*/checkpoints/step-*",
     "an unfinished stage 2 up to step {step}": "*/*/finetune/checkpoints/step-*",
-    "{count} scored variants": "*/seed-*/scores.json",
+    "scores of {count} variants": "*/seed-*/scores.json",
     "the table": "ablations.md",
 }
 _WITH_RESUME = "repeat the command with --resume to resume"
@@ -236,7 +238,7 @@ def _run_stoppable(command: str, callback: Any, /, **arguments: Any) -> Any:  # 
             if not received:
                 raise
             message, number = describe(), received[0]
-    raise Interrupted(message, number)
+        raise Interrupted(message, number)
 
 
 @contextmanager
@@ -260,11 +262,16 @@ def _signals_raise() -> Iterator[list[int]]:
     handled = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     former = {number: signal.signal(number, handle) for number in handled}
     former_hook, sys.unraisablehook = sys.unraisablehook, raise_again
+    # A signal while Python exits has nothing to stop, unless it is the second one.
+    after: signal.Handlers = signal.SIG_IGN
     try:
         yield received
+    except Interrupted:
+        after = signal.SIG_DFL
+        raise
     finally:
         sys.unraisablehook = former_hook
         for number, handler in former.items():
-            # The handler of `caldera.__main__` says that nothing was written.
-            in_python = handler is signal.default_int_handler
-            signal.signal(number, handler if in_python else signal.SIG_DFL)
+            # The handler of `caldera.__main__` would say that nothing was written.
+            is_default = handler in (signal.SIG_DFL, signal.default_int_handler)
+            signal.signal(number, handler if is_default else after)
