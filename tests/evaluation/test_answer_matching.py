@@ -79,6 +79,15 @@ def test_files_that_repeat_the_correct_answers_need_no_others(
     assert alone.metrics[metric] == spec.score_answer_files(sources, path).metrics[metric]
 
 
+@pytest.mark.parametrize("spec", SCORED, ids=[spec.name for spec in SCORED])
+def test_a_file_of_questions_is_not_scored(spec: BenchmarkSpec, tmp_path: Path) -> None:
+    """H3: LLaVA's question files have the questions where its answers have the answers."""
+    benchmark = spec.load(OFFICIAL[spec.name](tmp_path))
+    texts = {item.id: item.conversation.turns[-1].text for item in benchmark.items}
+    with pytest.raises(InputError, match="the answers are the questions; give the file of the"):
+        benchmark.score({name: extract_question(text.strip()) for name, text in texts.items()})
+
+
 def item(number: int, question: str, *choices: str, image: str = "") -> Item:
     """Return an item."""
     name = f"q{number}"

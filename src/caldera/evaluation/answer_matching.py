@@ -17,7 +17,6 @@ from caldera.errors import InputError
 from caldera.evaluation.answer_files import ID_KEYS, AnswerRecord, texts_by_id
 from caldera.evaluation.answer_parsing import LETTERS
 from caldera.evaluation.files import join_names
-from caldera.instructions.request_phrases import LETTER_PROMPT, SHORT_ANSWER
 
 if TYPE_CHECKING:
     from caldera.evaluation.benchmark import Item
@@ -37,7 +36,10 @@ _IMAGE_MARK = re.compile(r"<image(?: \d)?>|\(\w+ \d\)")
 """Marks of images in MMMU's files, and what the prompts have in their place."""
 
 _OPTION = re.compile(r"\(?A[.:)]\s|Options:")
-_SKIPPED_LINES = re.compile(r"Reference OCR token:|Please answer ")
+_INSTRUCTION = re.compile(
+    r"(?:^|\s+)(?:Reference OCR token:|Please answer |Answer the question |Answer with ).*"
+)
+"""An instruction or OCR words on a line, also after the question."""
 
 
 def extract_question(prompt: str) -> str:
@@ -46,8 +48,8 @@ def extract_question(prompt: str) -> str:
     for line in prompt.splitlines():
         if lines and _OPTION.match(line.strip()):
             break
-        if not _SKIPPED_LINES.match(line) and line.strip() not in (SHORT_ANSWER, LETTER_PROMPT):
-            lines.append(line)
+        if text := _INSTRUCTION.sub("", line).strip():
+            lines.append(text)
     return "\n".join(lines)
 
 

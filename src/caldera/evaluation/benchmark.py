@@ -11,7 +11,11 @@ import numpy as np
 from caldera.conversation import Conversation
 from caldera.errors import InputError, UsageError
 from caldera.evaluation.answer_files import AnswerOptions, AnswerRecord, read_answer_list
-from caldera.evaluation.answer_matching import match_answers
+from caldera.evaluation.answer_matching import (
+    extract_question,
+    match_answers,
+    normalize_words,
+)
 from caldera.evaluation.files import join_names
 from caldera.evaluation.judging.protocols import JudgeCase, JudgingProtocol
 from caldera.evaluation.judging.verdicts import Verdict
@@ -137,6 +141,14 @@ def check_answers(items: Sequence[Item], answers: Mapping[str, str]) -> None:
         faults.append(f"{len(unknown)} answers belong to no item: {join_names(unknown)}")
     if faults:
         raise InputError(f"{'; '.join(faults)}; is this the right split?")
+    if items and all(_repeats_question(item, answers[item.id]) for item in items):
+        raise InputError("the answers are the questions; give the file of the model's answers")
+
+
+def _repeats_question(item: Item, answer: str) -> bool:
+    turns = item.conversation.turns
+    question = normalize_words(extract_question(turns[-1].text.strip())) if turns else ""
+    return question != "" and normalize_words(answer) == question
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -150,3 +150,42 @@ def test_files_of_different_questions_are_rejected(tmp_path: Path) -> None:
         )
     with pytest.raises(UsageError, match=r"needs --annotations, POPE's coco_pope_SPLIT\.json"):
         score_answer_files(Sources(questions=other), answers)
+
+
+def toolkit_rows(texts: Sequence[str], split: str, **changes: Any) -> list[dict[str, Any]]:  # noqa: ANN401
+    """Return rows of VLMEvalKit, in that toolkit's own numbering and order."""
+    return [
+        {
+            "index": 900 + index,
+            "question": line["text"] + " Please answer yes or no.",
+            "image_path": f"images/{line['image']}",
+            "answer": line["label"].capitalize(),
+            "category": split,
+            "prediction": text,
+            **changes,
+        }
+        for index, (line, text) in enumerate(zip(labels()[::-1], texts, strict=True))
+    ]
+
+
+def test_a_question_of_several_splits_counts_in_each(tmp_path: Path) -> None:
+    """VLMEvalKit joins their names; answers to splits without labels are counted, with and without POPE's files."""
+    texts = ("No", "Yes", "Yes", "Yes")
+    answers = write(tmp_path / "a.jsonl", toolkit_rows(texts, "random,popular"))
+    for split in ("random", "popular"):
+        write(tmp_path / "labels" / f"coco_pope_{split}.json", labels())
+    both = score_answer_files(Sources(annotations=tmp_path / "labels"), answers).metrics
+    assert score_answer_files(Sources(), answers).metrics == both
+    assert (both["questions"], both["accuracy"], set(both["splits"])) == (8, 75.0, {"random", "popular"})  # fmt: skip
+    one = Sources(annotations=tmp_path / "labels" / "coco_pope_random.json")
+    metrics = score_answer_files(one, answers).metrics
+    assert (metrics["questions"], metrics["answers_to_splits_without_labels"]) == (4, 4)
+    write(answers, toolkit_rows(texts, "popular"))
+    with pytest.raises(InputError, match="4 of 4 items have no answer: 1, 2, 3, 4"):
+        score_answer_files(one, answers)
+    write(answers, toolkit_rows(texts, "random", answer="maybe"))
+    with pytest.raises(UsageError, match="repeats no label, yes or no; give --annotations"):
+        score_answer_files(Sources(), answers)
+    write(answers, toolkit_rows(texts, "random", index=7))
+    with pytest.raises(InputError, match="has 1 ids more than once: 7"):
+        score_answer_files(Sources(), answers)

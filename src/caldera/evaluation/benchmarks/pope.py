@@ -267,6 +267,8 @@ def _score_toolkit_answers(sources: Sources, records: Sequence[AnswerRecord], pa
     if sources.has_official_files:
         questions, _ = _load_labeled(sources)
     else:
+        for split_records in by_split.values():
+            texts_by_id(split_records, path)  # ids must differ
         questions = [
             _from_answer(record, split)
             for split, split_records in by_split.items()
