@@ -75,16 +75,14 @@ DIALECTS = (
 )
 """Forms of image marks. Where several match, the first one is meant."""
 
-_GROUP = re.compile(r"(?<!\\)\((?!\?)")
 _ALTERNATIVES = "|".join(
-    f"(?P<d{number}>{_GROUP.sub('(?:', dialect.pattern)})"
-    for number, dialect in enumerate(DIALECTS)
+    f"(?P<d{number}>{dialect.pattern})" for number, dialect in enumerate(DIALECTS)
 )
 _ANY = re.compile(rf"(?=[<\[{{&(!])(?:{_ALTERNATIVES})", re.IGNORECASE)
-_EACH = [re.compile(dialect.pattern, re.IGNORECASE) for dialect in DIALECTS]
+_MAYBE = re.compile(r"[<\[{&]")
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
 _MENTION = re.compile(r"\s+(?:html\s+)?(?:tag|element|token|keyword|attribute)s?\b", re.IGNORECASE)
-_CLOSING_TAG = re.compile(r"</[a-z][a-z0-9]*>", re.IGNORECASE)
+_CLOSING_TAG = re.compile(r"</(?!im(?:g|age)>)[a-z][a-z0-9]*>", re.IGNORECASE)
 _QUOTES = {'"': '"', "'": "'", "\N{LEFT DOUBLE QUOTATION MARK}": "\N{RIGHT DOUBLE QUOTATION MARK}"}
 
 
@@ -105,35 +103,33 @@ _PLACEHOLDER = Mark(dialect="LLaVA")
 Piece = str | Mark | ImageSource
 
 
-def split_marks(text: str, keys: Sequence[str] = ()) -> list[str | Mark]:
+def split_marks(text: str, keys: Sequence[str] = ()) -> list[Piece]:
     """Split a text at its image marks; `keys` are further marks, each the name of an image."""
     for key in keys:
         if key in text:
             before, _, after = text.partition(key)
             return [*split_marks(before, keys), Mark(key, "path", key), *split_marks(after, keys)]
-    rest = text.replace(IMAGE_PLACEHOLDER, "")
-    if not any(character in rest for character in "<[{&"):
+    if not _MAYBE.search(text):
+        return [text] if text else []
+    if not _MAYBE.search(text.replace(IMAGE_PLACEHOLDER, "")):
         return _split_placeholders(text)
-    pieces: list[str | Mark] = []
+    pieces: list[Piece] = []
     end = 0
     for match in _ANY.finditer(text):
-        number = int((match.lastgroup or "d0")[1:])
-        if _is_mention(text, match, DIALECTS[number]):
+        dialect = DIALECTS[int((match.lastgroup or "d0")[1:])]
+        if _is_mention(text, match, dialect):
             continue
-        whole = _EACH[number].fullmatch(match[0])
-        value = next((group for group in whole.groups() if group), "") if whole else ""
-        dialect = DIALECTS[number]
-        pieces += [text[end : match.start()], Mark(match[0], dialect.kind, value, dialect.name)]
+        inner = [group for group in match.groups()[match.lastindex or 0 :] if group]
+        mark = Mark(match[0], dialect.kind, inner[0] if inner else "", dialect.name)
+        pieces += [text[end : match.start()], mark]
         end = match.end()
     return [piece for piece in [*pieces, text[end:]] if piece != ""]
 
 
-def _split_placeholders(text: str) -> list[str | Mark]:
+def _split_placeholders(text: str) -> list[Piece]:
     """Split a text that has no other marks than <image>."""
-    if IMAGE_PLACEHOLDER not in text:
-        return [text] if text else []
     first, *rest = text.split(IMAGE_PLACEHOLDER)
-    pieces: list[str | Mark] = [first]
+    pieces: list[Piece] = [first]
     for part in rest:
         pieces += [_PLACEHOLDER, part]
     return [piece for piece in pieces if piece != ""]
@@ -179,7 +175,7 @@ def place_images(
     own = {id(p): _take(p, remaining) for p in pieces if isinstance(p, ImageSource)}
     if remaining and questions and not marks and not own:
         return _put_first(questions, answers, remaining, notes)
-    placed = iter(_assign(marks, remaining, len(images) + len(own), notes))
+    placed = iter(list(_assign(marks, remaining, len(images) + len(own), notes)))
     return [
         [
             next(placed) if isinstance(piece, Mark) else piece if isinstance(piece, str) else own[id(piece)]
@@ -216,6 +212,7 @@ def _assign(
     marks: Sequence[Mark], remaining: list[ImageSource], num_images: int, notes: list[str]
 ) -> Iterator[ImageSource | str]:
     """Yield the image of each mark, or its text where all images have a place without it."""
+    num_listed = len(remaining)
     by_path = {
         id(mark): _take(parse_image(mark.value), remaining) if mark.dialect else _keyed(mark, remaining)
         for mark in marks
@@ -232,7 +229,7 @@ def _assign(
             remaining = []
     num_images += sum(mark.dialect != "" for mark in marks if mark.kind == "path")
     if len(unnamed) != len(remaining) or (numbers and max(numbers) > num_images):
-        raise _count_error(unnamed + numbered, remaining)
+        raise _count_error(marks, num_listed)
     images = iter(remaining)
     for mark in marks:
         if mark.kind == "numbered" and not by_number:
@@ -268,12 +265,13 @@ def _keyed(mark: Mark, remaining: list[ImageSource]) -> ImageSource:
     raise ConversationError(f"holds the mark {mark.text!r} more than once; keep one of them")
 
 
-def _count_error(marks: Sequence[Mark], remaining: Sequence[ImageSource]) -> ConversationError:
-    """Return the error of marks and images that do not fit."""
-    foreign = [mark.text for mark in marks if mark.text != IMAGE_PLACEHOLDER]
-    names = f" ({', '.join(dict.fromkeys(map(shorten_value, foreign)))})" if foreign else ""
+def _count_error(marks: Sequence[Mark], num_images: int) -> ConversationError:
+    """Return the error of marks and images that do not fit one to one."""
+    foreign = [shorten_value(mark.text) for mark in marks if mark.text != IMAGE_PLACEHOLDER]
+    names = f" ({', '.join([*dict.fromkeys(foreign)][:3])})" if foreign else ""
     kind = "image mark(s)" if foreign else f"{IMAGE_PLACEHOLDER} placeholder(s)"
+    is_other = " of other names" if any(mark.kind == "path" for mark in marks) else ""
     return ConversationError(
-        f"has {len(marks)} {kind}{names} but {len(remaining)} image(s); give each image one placeholder in a human "
-        "value"
+        f"has {len(marks)} {kind}{names} but {num_images} image(s){is_other}; give each image one placeholder in a "
+        "human value"
     )

@@ -138,7 +138,7 @@ class ImageLocator:
     images_from: tuple[tuple[str, str], ...] = ()
     """Pairs of a folder's former path and its current one."""
 
-    _found: dict[str, tuple[str, str]] = field(default_factory=dict)
+    _located: dict[str, tuple[str, str]] = field(default_factory=dict)
     _origins: dict[str, str] = field(default_factory=dict)
 
     def locate(self, path: str, notes: list[str]) -> str:
@@ -149,12 +149,12 @@ class ImageLocator:
         """
         if "\\" not in path and not self.images_from and not _is_absolute(path):
             return path
-        if path not in self._found:
-            self._found[path] = self._search(path)
-        found, note = self._found[path]
+        if path not in self._located:
+            self._located[path] = self._search(path)
+        current_path, note = self._located[path]
         if note:
             notes.append(note)
-        return found
+        return current_path
 
     def _search(self, path: str) -> tuple[str, str]:
         """Return the path of an image, and how it was found if that is a guess."""

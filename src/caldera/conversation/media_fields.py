@@ -38,14 +38,14 @@ def raise_if_lost(
     """
     names = {PurePosixPath(path.replace("\\", "/")).name for path in image_paths}
     for name, value in fields.items():
-        if is_empty(value) or not _holds_media(name, value, names, has_images=bool(image_paths)):
+        if is_empty(value) or not _holds_media(name, value, names):
             continue
         if name not in ignore:
             raise ConversationError(
                 f"the field {name!r} holds {shorten_value(value)}, a medium that is not used; remove the record"
-                + (" or the field" if image_paths else "")
+                + (" or the field" if names else "")
             )
-        if not image_paths:
+        if not names and not _is_fact(name):
             raise ConversationError(
                 f"the ignored field {name!r} holds {shorten_value(value)}, the only medium of the record; remove the "
                 "record"
@@ -61,15 +61,26 @@ def is_empty(value: object) -> bool:
     return value is None or value == "" or value is False or value != value
 
 
-def _holds_media(name: str, value: object, used: Collection[str], *, has_images: bool) -> bool:
-    """Return whether a field holds a medium by its name and value; a used image is none that is lost."""
-    words = [word.lower() for word in _WORD.findall(name)]
-    texts = list(_texts(value))
+def _words(name: str) -> list[str]:
+    return [word.lower() for word in _WORD.findall(name)]
+
+
+def _is_fact(name: str) -> bool:
+    """Return whether a field holds a fact about a medium, by its name."""
+    return any(map(_FACT_WORD.fullmatch, _words(name)))
+
+
+def _holds_media(name: str, value: object, used: Collection[str]) -> bool:
+    """Return whether a field holds a medium other than the used images.
+
+    Without a used image a fact about a medium, such as its id, means that the medium is missing.
+    """
+    words, texts = _words(name), list(_texts(value))
     if any(_SUFFIXES.search(text) for text in texts):
         return True
     if any(map(_MEDIA_WORD.fullmatch, words)):
-        is_fact = has_images and any(map(_FACT_WORD.fullmatch, words))
-        return not is_fact and (bool(texts) or len(words) == 1)
+        return not (_is_fact(name) and used) and (bool(texts) or len(words) == 1)
+    is_image = any(map(_IMAGE_WORD.fullmatch, words))
     image_texts = [
         text
         for text in texts
@@ -77,8 +88,10 @@ def _holds_media(name: str, value: object, used: Collection[str], *, has_images:
         and PurePosixPath(text.replace("\\", "/")).name not in used
     ]
     is_link = all(text.startswith(("http://", "https://")) for text in image_texts)
-    is_origin = is_link and ("url" in words or not any(map(_IMAGE_WORD.fullmatch, words)))
-    return bool(image_texts) and not (has_images and is_origin)
+    is_origin = is_link and ("url" in words or not is_image)
+    return (bool(image_texts) and not (used and is_origin)) or (
+        is_image and not used and value != 0
+    )
 
 
 def _texts(value: object) -> Iterator[str]:

@@ -55,12 +55,10 @@ class RawRecord:
 
     id: str
     images: list[ImageSource]
-    turns: list[tuple[Role, list[Piece]]] = field(default_factory=list)
+    keys: tuple[str, ...] = ()
+    """Marks of the images, where the record gives them."""
 
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """Marks of the images, where the record gives them."""
-        return tuple(image.key for image in self.images if image.key)
+    turns: list[tuple[Role, list[Piece]]] = field(default_factory=list)
 
     def sources(self) -> list[ImageSource]:
         """Return the images of the record and those in its messages."""
@@ -90,9 +88,20 @@ class RecordParser:
                 f"a record should be a JSON object, got {shorten_value(record)}"
             )
         turns, turn_fields = self._turns(record)
-        image_fields = [name for name in IMAGE_FIELDS if not is_empty(record.get(name))]
-        raw = RawRecord(_identity(record.get("id"), default_id), _images(record, image_fields))
-        used = {"id", *turn_fields, *image_fields[:1]}
+        image_fields = [
+            name for name in record if name in IMAGE_FIELDS and not is_empty(record[name])
+        ]
+        raw = RawRecord(_identity(record.get("id"), default_id), [])
+        if image_fields:
+            raw.images = parse_images(record[image_fields[0]])
+            raw.keys = tuple(image.key for image in raw.images if image.key)
+            # Several fields may hold the same images.
+            image_fields[1:] = [
+                name
+                for name in image_fields[1:]
+                if _wrapped(record[name]) == _wrapped(record[image_fields[0]])
+            ]
+        used = {"id", *turn_fields, *image_fields}
         for number, turn in enumerate(turns, start=1):
             self._add_turn(raw, turn, number)
         unused = {key: record[key] for key in record if key not in used}
@@ -129,6 +138,15 @@ class RecordParser:
             raise ConversationError(
                 f"turn {number} should be a JSON object, got {shorten_value(turn)}"
             )
+        if len(turn) == 2:
+            # Nearly every turn has LLaVA's form, and data sets have millions of turns.
+            speaker, text = turn.get("from"), turn.get("value")
+            if isinstance(text, str) and speaker == "gpt":
+                raw.turns.append(("assistant", [text]))
+                return
+            if isinstance(text, str) and speaker == "human":
+                raw.turns.append(("user", split_marks(text, raw.keys)))
+                return
         role_key = "from" if "from" in turn else "role"
         text_key = next((key for key in ("value", "content", "text") if key in turn), "value")
         role = _role(turn, role_key, text_key, number)
@@ -157,7 +175,7 @@ class RecordParser:
     ) -> list[Piece]:
         """Return the texts, marks and images of a turn's content; in an answer a mark is text."""
         if isinstance(content, str):
-            return [content] if is_answer else list(split_marks(content, raw.keys))
+            return [content] if is_answer else split_marks(content, raw.keys)
         if isinstance(content, bool | int) or (
             isinstance(content, float) and math.isfinite(content)
         ):
@@ -207,12 +225,12 @@ def _role(
         if turn.get(key) is None:
             problem = "is null" if key in turn else "is missing"
             raise ConversationError(f"field 'conversations.{number - 1}.{key}' {problem}; add it")
-    given = turn[role_key]
-    role = ROLES.get(given.lower()) if isinstance(given, str) else None
+    name = turn[role_key]
+    role = ROLES.get(name.lower()) if isinstance(name, str) else None
     if role is None:
         raise ConversationError(
-            f"field 'conversations.{number - 1}.{role_key}': turn {number} has the role {shorten_value(given)}; "
-            f"{did_you_mean(str(given)[:40], ROLES)}"
+            f"field 'conversations.{number - 1}.{role_key}': turn {number} has the role {shorten_value(name)}; "
+            f"{did_you_mean(str(name)[:40], ROLES)}"
         )
     return role
 
@@ -233,7 +251,7 @@ def _part_pieces(
     if kind in _TEXT_PARTS:
         if not isinstance(value, str | None):
             raise ConversationError(f"turn {number} should have a text, got {shorten_value(value)}")
-        return [value or ""] if is_answer else list(split_marks(value or "", raw.keys))
+        return [value or ""] if is_answer else split_marks(value or "", raw.keys)
     if value is not None:
         return [parse_image(value), "\n"]
     index = part.get("index")
@@ -253,19 +271,8 @@ def _identity(value: object, default: str) -> str:
     return str(value)
 
 
-def _images(record: dict[str, Any], names: Sequence[str]) -> list[ImageSource]:
-    """Return the images of the only field that has some."""
-    if not names:
-        return []
-    images = parse_images(record[names[0]])
-    for other in names[1:]:
-        if [image.name for image in parse_images(record[other])] != [
-            image.name for image in images
-        ]:
-            raise ConversationError(
-                f"a record has both {names[0]} and {other}; it needs one of them"
-            )
-    return images
+def _wrapped(value: object) -> list[object]:
+    return value if isinstance(value, list) else [value]
 
 
 def _pair_turns(record: dict[str, Any], question: str, answer: str) -> tuple[list[Any], set[str]]:
