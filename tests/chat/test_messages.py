@@ -34,7 +34,7 @@ def test_every_form_of_an_image_is_read(form: str) -> None:
 
 
 def test_turns_are_joined() -> None:
-    """A system text comes before the question, messages of one role are one turn, an empty answer is none."""
+    """A system text comes before the question, messages of one role are one turn, an empty answer is a turn."""
     conversation, images = read_messages(
         [
             {"role": "system", "content": "Be brief."},
@@ -53,8 +53,11 @@ def test_turns_are_joined() -> None:
         (
             Turn("user", (ImageRef("0"), "Be brief.", "\n", "What is it?")),
             Turn("assistant", ("A bus.",)),
-            Turn("user", ("Sure?", "\n", "One word.", "\n", "And", "\n", "here?", ImageRef("1"))),
+            Turn("user", ("Sure?",)),
+            Turn("assistant", ()),
+            Turn("user", ("One word.", "\n", "And", "\n", "here?", ImageRef("1"))),
         ),
+        allow_empty_turns=True,
     )
 
 
@@ -80,9 +83,9 @@ def test_several_images_are_labeled() -> None:
         ([{"role": "user", "content": [{"type": "audio"}]}], [], "its type must be one of text"),
         ([{"role": "user", "content": [{"type": "image"}, TEXT]}], [], "there is no image for it"),
         ([{"role": "user", "content": [{"type": "image"}, TEXT]}], ["a", "b"], "1 of 2 images have no part"),
-        ([{"role": "assistant", "content": "a"}], [], "the first message is the assistant's"),
+        ([{"role": "assistant", "content": "a"}], [], "the last message"),
         ([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], [], "the last message"),
-        ([{"role": "user", "content": " "}], [], "turn 1 is empty"),
+        ([{"role": "user", "content": " "}], [], "message 1, the user's, is empty"),
         ([{"role": "user", "content": "a\ud800"}], [], "half a character"),
     ],
 )  # fmt: skip

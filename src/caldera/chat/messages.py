@@ -1,8 +1,15 @@
 """Messages of OpenAI's API and of transformers as a conversation and its images.
 
-A system message is put before the next text of the user, as each template has a system text of its own that the model
-was trained with. Consecutive messages of one role form one turn. Images stay where they are; several before all text
-are labeled with letters, as in the training data.
+The turns of a conversation are the user's and the assistant's in alternation, as each template has a system text of its
+own that the model was trained with, so:
+
+- System messages at the beginning are put before the user's first text.
+- A later system message keeps its place as text of the user: before the text of the user's message that follows it,
+  else as the end of the user's turn before it, or as a turn of the user.
+- An assistant's message at the beginning follows an empty turn of the user; an empty one is an empty turn.
+- Consecutive messages of one role form one turn.
+
+Images stay where they are; several images before all text are labeled with letters, as in the training data.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -107,33 +114,51 @@ def join_messages(messages: Iterable[tuple[str, Sequence[str | ImageRef]]]) -> C
     """Return messages, each a role and its parts, as a conversation that ends with a question.
 
     Raises:
-        UsageError: They begin with the assistant, end with it, or a question is empty.
+        UsageError: They end with the assistant, a message of the user is empty, or the assistant's has an image.
     """
     turns: list[tuple[str, Parts]] = []
     system: list[str] = []
-    for role, parts in messages:
+    later_system: list[str] = []
+    for number, (role, parts) in enumerate(messages, start=1):
         has_content = any(isinstance(part, ImageRef) or part.strip() for part in parts)
         if role in _SYSTEM_ROLES:
-            system += [part for part in parts if isinstance(part, str)]
-        elif role == "assistant" and not turns:
-            raise UsageError("the first message is the assistant's; begin with the user's")
-        elif role == "assistant" and any(isinstance(part, ImageRef) for part in parts):
-            raise UsageError("a message of the assistant has an image; only the user shows images")
-        elif role == "assistant" and not has_content:
-            continue  # an answer that was stopped before its first word
+            texts = [part for part in parts if isinstance(part, str)] if has_content else []
+            (later_system if turns else system).extend(texts)
+        elif role == "user":
+            if not has_content:
+                raise UsageError(
+                    f"message {number}, the user's, is empty; give it text or an image"
+                )
+            _add_turn(turns, "user", _with_system(later_system, list(parts)))
+            later_system = []
         else:
-            content = _with_system(system, list(parts)) if role == "user" else list(parts)
-            system = [] if role == "user" else system
-            if turns and turns[-1][0] == role:
-                turns[-1][1].extend(["\n", *content])
-            else:
-                turns.append((role, content))
+            if any(isinstance(part, ImageRef) for part in parts):
+                raise UsageError(
+                    "a message of the assistant has an image; only the user shows images"
+                )
+            if later_system or not turns:
+                _add_turn(turns, "user", _with_system(later_system, []))
+                later_system = []
+            _add_turn(turns, "assistant", list(parts))
+    if later_system or (system and not turns):
+        _add_turn(turns, "user", _with_system(later_system, []))
     if not turns or turns[-1][0] != "user":
         raise UsageError("the last message must be a question of the user")
+    turns[0][1][:] = _with_system(system, turns[0][1])
     try:
-        return Conversation("chat", tuple(_to_turn(role, parts) for role, parts in turns))
+        joined = tuple(_to_turn(role, parts) for role, parts in turns)
+        return Conversation("chat", joined, allow_empty_turns=True)
     except ConversationError as error:
         raise UsageError(f"messages: {error}") from None
+
+
+def _add_turn(turns: list[tuple[str, Parts]], role: str, parts: Parts) -> None:
+    """Append a message to the last turn if that has the same role, else as a turn."""
+    if not turns or turns[-1][0] != role:
+        turns.append((role, parts))
+    elif any(parts):
+        separator = ["\n"] if any(turns[-1][1]) else []
+        turns[-1][1].extend([*separator, *parts])
 
 
 def _with_system(system: Sequence[str], parts: Parts) -> Parts:

@@ -57,7 +57,7 @@ USER = {"role": "user", "content": "What?"}
             "messages[1].content[0].type",
         ),
         (with_messages(USER, {"role": "assistant", "content": "x"}), "messages[1].role"),
-        (with_messages({"role": "system", "content": ""}), "messages[0].role"),
+        (with_messages({"role": "system", "content": ""}), "messages"),
         (with_messages({"role": "assistant", "content": 7}, USER), "messages[0].content"),
         (with_messages(USER, {"role": "assistant", "tool_calls": [{"id": "a"}]}, USER), "messages[1].tool_calls"),
         (with_messages({**USER, "images": ["AAAA"]}), "messages[0].images"),
