@@ -12,7 +12,6 @@ NOT_FAULTS = {
     "server/page/test_accessibility.py::test_the_page_can_be_used_by_keyboard",
     "server/page/test_page.py::test_answers_grow_and_can_be_stopped",
     "server/page/test_page.py::test_a_question_can_be_retried_and_edited",
-    "server/page/test_page.py::test_a_question_without_an_image_says_so",
     "server/page/test_page.py::test_a_reload_loses_nothing",
     "server/page/test_page.py::test_attention_maps_are_drawn",
     "server/page/test_page.py::test_conversations_stored_by_earlier_versions_open",

@@ -18,11 +18,6 @@ WINDOWS: dict[str, dict[str, Any]] = {
     "phone": {"viewport": {"width": 390, "height": 780}, "has_touch": True, "is_mobile": True},
     "200 % zoom": {"viewport": {"width": 640, "height": 430}, "device_scale_factor": 2},
     "dark": {"viewport": {"width": 1280, "height": 860}, "color_scheme": "dark"},
-    "Chinese, dark phone": {
-        "viewport": {"width": 390, "height": 780},
-        "color_scheme": "dark",
-        "locale": "zh-CN",
-    },
 }
 
 

@@ -182,7 +182,7 @@ function drawAnswer(turnIndex, answer, model) {
     text,
     endNotes[answer.state] ? make("p", { class: "note" }, translate(endNotes[answer.state])) : null,
     answer.error
-      ? make("p", { class: "error-text", role: "alert" }, translate("error", { text: errorText(answer.error) }))
+      ? make("p", { class: "error-text" }, translate("error", { text: errorText(answer.error) }))
       : null,
     isComplete
       ? make("div", { class: "tools" },

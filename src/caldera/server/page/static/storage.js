@@ -8,7 +8,11 @@ let conversationId = null, database = null, saveTimer = null;
 
 // Another tab that has the same conversation open continues its own copy, so that neither overwrites the other.
 const otherTabs = new BroadcastChannel("caldera");
-otherTabs.onmessage = ({ data }) => { if (data === conversationId) setConversation(newId()); };
+otherTabs.onmessage = ({ data }) => {
+  if (data !== conversationId) return;
+  setConversation(newId());
+  save();
+};
 
 const openDatabase = () =>
   new Promise((resolve, reject) => {
