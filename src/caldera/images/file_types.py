@@ -7,6 +7,9 @@ from dataclasses import dataclass
 START_BYTES = 512
 """Bytes that decide the type of a file."""
 
+WEB_FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
+"""Formats that browsers and servers take; rarer decoders have more vulnerabilities."""
+
 HTML_PAGE = "an HTML page"
 """What a URL or a failed download gives most often instead of an image."""
 

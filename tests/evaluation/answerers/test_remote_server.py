@@ -1,11 +1,13 @@
 """Answers of a server, over loopback: images as data URLs, retries, and failures that are not answers."""
 
 import base64
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from pydantic import SecretStr
 
 from caldera.errors import LLMClientError, UsageError
@@ -50,6 +52,18 @@ def test_images_and_text_arrive_unchanged(serve: Serve, photos: Path) -> None:
     assert content.strip() == "what is there in image 2 and where and where?"
     assert (bodies[1]["temperature"], bodies[1]["max_tokens"], bodies[1]["model"]) == (0.0, 9, "m")
     assert "seed" not in bodies[1]
+
+
+def test_an_image_of_another_format_is_sent_as_png(serve: Serve, photos: Path) -> None:
+    """Servers take no bitmap, here in a file with the suffix of another format."""
+    expected = Image.open(photos / "1.png").convert("RGB")
+    expected.save(photos / "1.png", "BMP")
+    server = serve(right)
+    ask(server, photos)
+    bodies = {number_in(body): body for body in server.bodies()}
+    media_type, _, data = bodies[1]["messages"][0]["content"][0]["image_url"]["url"].partition(",")
+    assert media_type == "data:image/png;base64"
+    assert Image.open(io.BytesIO(base64.b64decode(data))).tobytes() == expected.tobytes()
 
 
 def test_transient_errors_are_retried_and_others_fail(serve: Serve, photos: Path) -> None:

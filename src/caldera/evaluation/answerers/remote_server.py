@@ -13,8 +13,9 @@ from caldera.conversation import ImageRef, Turn
 from caldera.errors import CalderaError, LLMClientError, UsageError
 from caldera.evaluation.answerers.answerer import Answer, AnswerConfig, OnAnswers, PreparedItem
 from caldera.evaluation.benchmark import Item
-from caldera.images.data_urls import encode_data_url
-from caldera.images.decoding import decode_image, parse_image_header, read_bytes
+from caldera.images.data_urls import encode_data_url, image_to_data_url
+from caldera.images.decoding import decode_image, read_bytes
+from caldera.images.file_types import WEB_FORMATS, identify_image_format
 from caldera.interruption import StopRequest, deferred_signals
 from caldera.llm_client.client import Reply, RequestConfig, RequestRejected
 from caldera.llm_client.openai_client import OpenAIClient
@@ -231,7 +232,10 @@ def _message_content(turn: Turn, urls: Iterator[str]) -> str | list[dict[str, An
 
 
 def _data_url(path: Path) -> str:
-    """Return an image file as a data URL."""
+    """Return an image file as a data URL; a format that servers do not take becomes PNG."""
     content = read_bytes(path)
-    decode_image(content, str(path))  # raises for images that no server should get
-    return encode_data_url(content, parse_image_header(content, str(path)).format.lower())
+    image = decode_image(content, str(path))  # raises for images that no server should get
+    image_format = identify_image_format(content)
+    if image_format not in WEB_FORMATS:
+        return image_to_data_url(image, "png")
+    return encode_data_url(content, image_format.lower())

@@ -11,7 +11,12 @@ from typing import Any
 from PIL import Image
 
 from caldera.images.decoding import DecodingConfig
-from caldera.images.file_types import HTML_PAGE, identify_image_format, identify_other_file
+from caldera.images.file_types import (
+    HTML_PAGE,
+    WEB_FORMATS,
+    identify_image_format,
+    identify_other_file,
+)
 from caldera.server.media.errors import (
     DECODER_UNAVAILABLE,
     NOT_AN_IMAGE,
@@ -22,9 +27,6 @@ from caldera.server.media.errors import (
     unsupported,
 )
 
-_SUPPORTED_FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
-"""Formats that clients may send: fewer than those that can be read, as rarer decoders have more vulnerabilities."""
-
 _BUFFER_BYTES = 1 << 20
 """Read-ahead buffer of a worker's output."""
 
@@ -34,7 +36,7 @@ _FAULTS = {"too large": TOO_LARGE, "broken": UNDECODABLE, "memory": DECODER_UNAV
 def check_magic_bytes(content: bytes) -> None:
     """Raise MediaError unless a file begins as a JPEG, PNG, WebP or GIF; its declared type does not count."""
     image_format = identify_image_format(content)
-    if image_format in _SUPPORTED_FORMATS:
+    if image_format in WEB_FORMATS:
         return
     if image_format is not None:
         raise MediaError(unsupported(f"a {image_format} image"))
