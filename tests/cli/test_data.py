@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -106,3 +108,74 @@ def test_truncated_and_large_images_are_used_on_request(
     [line] = (tmp_path / "data.skipped.jsonl").read_text().splitlines()
     assert json.loads(line)["action"] == "changed"
     assert json.loads(line)["location"] == str(cut)
+
+
+def test_a_fault_in_a_data_file_is_found_before_a_model_is_loaded(tmp_path: Path) -> None:
+    """Neither the model, which does not exist, nor torch is touched; the message names the record."""
+    turns = [{"from": "human", "value": "<video>What?"}, {"from": "gpt", "value": "A shot."}]
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps([{"id": "bad", "video": "c.mp4", "conversations": turns}]))
+    code = f"""
+import sys
+from caldera.cli import main
+for command in (["pretrain", "--vision"], ["finetune", "--model"]):
+    sys.argv = ["caldera", "train", *command, "nowhere", "--data", {str(data)!r}, "--out", "run"]
+    try:
+        main()
+    except SystemExit as end:
+        print(end.code, "torch" in sys.modules)
+"""
+
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+
+    assert ended.stdout == "3 False\n" * 2, ended.stderr
+    assert ended.stderr.count(f"{data}[0]: record 'bad': the field 'video' holds 'c.mp4'") == 2
+
+
+def test_images_of_another_machine_are_found(
+    call: Callable[..., CommandResult],
+    photos: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """By --images-from, or by the end of the path, which is reported; backslashes are separators."""
+    turns = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": 3}]
+    data = tmp_path / "DATA.JSONL"
+    data.write_text(json.dumps({"messages": turns, "images": ["D:\\set\\photos\\1.png"]}))
+
+    found = call("data", "check", data)
+    named = call("data", "check", data, "--images-from", f"D:\\set={photos.parent}")
+    missing = call("data", "check", data, "--images", tmp_path / "photos" / "nowhere")
+
+    assert (found.returncode, named.returncode, missing.returncode) == (0, 0, 3)
+    assert "image found by the end of its absolute path" in caplog.text
+    assert "1 x number read as text" in caplog.text
+    assert "--images-from OLD=NEW" in missing.stderr
+
+
+def test_a_long_value_is_cut_in_messages(
+    call: Callable[..., CommandResult], tmp_path: Path
+) -> None:
+    """A data: URL of 400 kB that is no image: both commands name the record in a short message."""
+    image = "data:image/jpeg;base64," + "QUJD" * 100_000
+    turns = [
+        {"role": "user", "content": "<image>What?"},
+        {"role": "assistant", "content": "A bear."},
+    ]
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps([{"id": "long", "messages": turns, "images": [image]}]))
+
+    checked = call("data", "check", data)
+    imported = call("data", "import", "llava", data, "--out", tmp_path / "new.json")
+
+    assert (checked.returncode, imported.returncode) == (3, 3)
+    assert f"caldera data import llava {data} --out NEW.json" in checked.stderr
+    assert f"{data}[0]: record 'long': the image 'data:image/jpeg;base64,QUJ" in imported.stderr
+    assert "not an image" in imported.stderr
+    assert max(len(line) for line in (checked.stderr + imported.stderr).splitlines()) < 1000

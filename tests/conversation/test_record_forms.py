@@ -22,6 +22,7 @@ LLAVA: dict[str, Any] = {
 ANSWER = {"role": "assistant", "content": "A bear."}
 TEXT = {"type": "text", "text": "What is it?"}
 SYSTEM = "Be brief."
+TURN = {"role": "user", "content": "a"}
 IMAGE = [{"type": "image", "image": "a.jpg"}]
 
 
@@ -144,7 +145,7 @@ def test_numbers_are_text(tmp_path: Path) -> None:
         (messages({"type": "image"}, {"type": "image"}, TEXT, images=["a.jpg"]), "2 <image> placeholder"),
         (messages({"type": "image", "image": "b.jpg"}, TEXT, images=["a.jpg"]), "0 <image> placeholder"),
         (messages(3.5, None), "turn 1 should have a text"),
-        ({"messages": [{"role": "user", "content": "a"}, {"role": "gpt", "content": IMAGE}]}, "the assistant's, holds an image"),
+        ({"messages": [TURN, {"role": "gpt", "content": IMAGE}]}, "the assistant's, holds an image"),
         ({"messages": [{"role": "system", "content": IMAGE}, ANSWER]}, "turn 1, the system's, holds an image"),
         ({"messages": [{"role": "user", "content": "a"}, {"role": "tool", "content": "b"}]}, "has the role 'tool'"),
         ({"query": "a", "response": "b", "messages": [1]}, "has both messages and query and response"),

@@ -147,7 +147,7 @@ class ImageLocator:
         Raises:
             ConversationError: Two paths lead to the same file.
         """
-        if "\\" not in path and not self.images_from and not _is_absolute(path):
+        if "\\" not in path and not self.images_from and not is_absolute(path):
             return path
         if path not in self._located:
             self._located[path] = self._search(path)
@@ -163,7 +163,7 @@ class ImageLocator:
         for old, new in self.images_from:
             if path.startswith(f"{old}/"):
                 return os.path.join(new, path[len(old) + 1 :]), ""  # noqa: PTH118
-        if not _is_absolute(path) or self._exists(path):
+        if not is_absolute(path) or self._exists(path):
             return path, ""
         parts = PurePosixPath(path).parts[1:]
         for start in range(len(parts)):
@@ -182,7 +182,7 @@ class ImageLocator:
         return os.path.isfile(os.path.join(self.root, path))  # noqa: PTH113, PTH118
 
 
-def _is_absolute(path: str) -> bool:
+def is_absolute(path: str) -> bool:
     """Return whether a path of any system is absolute."""
     return path.startswith(("/", "\\")) or _DRIVE.match(path.replace("\\", "/")) is not None
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from caldera.conversation.arrow_files import is_arrow_data
 from caldera.conversation.image_marks import place_images
-from caldera.conversation.image_values import ImageLocator, ImageSource
+from caldera.conversation.image_values import ImageLocator, ImageSource, is_absolute
 from caldera.conversation.record_forms import PAIR_FIELDS, TURN_FIELDS, RawRecord, RecordParser
 from caldera.conversation.turns import IMAGE_PLACEHOLDER, Conversation, ImageRef, Part, Role, Turn
 from caldera.errors import ConversationError, ImageError, InputError, shorten_value
@@ -182,7 +182,7 @@ def iter_conversations(
                 missing[path] = not file_exists(root / path)
             if missing[path]:
                 advice = (
-                    ", or name its folder with --images-from OLD=NEW" if path[:1] == "/" else ""
+                    ", or name its folder with --images-from OLD=NEW" if is_absolute(path) else ""
                 )
                 raise ImageError(
                     f"{root / path} does not exist; check the path and --images{advice}"
