@@ -174,6 +174,14 @@ def test_gradients_are_pefts_own(
             torch.testing.assert_close(factor.weight.grad, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_the_folder_of_a_run_means_its_adapter(assistant: LlavaBundle, tmp_path: Path) -> None:
+    """As the folder of a run means its model elsewhere."""
+    save_model_folder(tmp_path / "base", assistant)
+    write_adapter(assistant, tmp_path / "run" / "adapter")
+    base = load_model_folder(tmp_path / "base")
+    assert merge_adapter(tmp_path / "run", base).card.template == assistant.card.template
+
+
 def test_another_base_is_rejected_with_both_digests(assistant: LlavaBundle, tmp_path: Path) -> None:
     """If one weight of the base differs, nothing is merged, and the message has both digests."""
     save_model_folder(tmp_path / "base", assistant)

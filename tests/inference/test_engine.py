@@ -383,9 +383,16 @@ def test_a_model_without_positions_has_no_limit(
 
 @pytest.mark.parametrize(
     "settings",
-    [{"slots": 0}, {"max_waiting": -1}, {"prefill_chunk_size": 0}, {"prefix_cache_bytes": -1}],
+    [
+        {"slots": 0},
+        {"slots": "8"},
+        {"max_waiting": -1},
+        {"prefill_chunk_size": 0},
+        {"prefix_cache_bytes": -1},
+        {"quantization": "int4"},
+    ],
 )
-def test_settings_out_of_range_are_rejected(settings: dict[str, int]) -> None:
-    """The message names the setting."""
+def test_settings_out_of_range_are_rejected(settings: dict[str, object]) -> None:
+    """The message names the setting, also for a value of another type or without such a quantization."""
     with pytest.raises(UsageError, match=next(iter(settings))):
         EngineConfig(**settings)  # type: ignore[arg-type] # numbers

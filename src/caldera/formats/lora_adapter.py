@@ -183,7 +183,7 @@ def merge_adapter(folder: Path, base: LlavaBundle) -> LlavaBundle:
     """Merge an adapter into its base model, which is changed in place.
 
     Args:
-        folder: A folder from `save_adapter`.
+        folder: A folder from `save_adapter`, or the folder of its run.
         base: The assistant that training started from, in fp32.
 
     Raises:
@@ -252,7 +252,9 @@ def _shape(model: Llava, name: str, rank: int) -> tuple[int, ...]:
 
 
 def _read(folder: Path) -> _Adapter:
-    """Read an adapter folder."""
+    """Read an adapter folder, or that in the folder of a run."""
+    if (folder / "adapter" / ADAPTER_METADATA_FILE).is_file():
+        folder = folder / "adapter"
     try:
         metadata = AdapterMetadata.model_validate_json(
             (folder / ADAPTER_METADATA_FILE).read_bytes()

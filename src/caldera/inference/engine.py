@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import torch
 from PIL import Image
@@ -21,7 +21,14 @@ from torch import Tensor
 
 from caldera.conversation import Conversation
 from caldera.devices import DeviceConfig
-from caldera.errors import CalderaError, EngineError, QueueFullError, UsageError, check_ranges
+from caldera.errors import (
+    CalderaError,
+    EngineError,
+    QueueFullError,
+    UnknownNameError,
+    UsageError,
+    check_ranges,
+)
 from caldera.inference.attention_maps import AttentionMaps, compute_attention_maps
 from caldera.inference.choose_decoder import choose_decoder, pack_vision_weights
 from caldera.inference.packed_linear import Quantization
@@ -87,6 +94,8 @@ class EngineConfig:
                 "prefix_cache_bytes": "[0, inf]",
             },
         )
+        if self.quantization not in get_args(Quantization):
+            raise UnknownNameError("quantization", str(self.quantization), get_args(Quantization))
 
 
 def offline_config(batch_size: int) -> EngineConfig:

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from caldera.errors import UnknownNameError, UsageError
+from caldera.errors import ModelFormatError, UnknownNameError, UsageError
 from caldera.scenes.backbones import BACKBONES, find_backbone
 
 _CLIP_LARGE = {
@@ -120,13 +120,18 @@ def resolve_tower(name: str, work: Path) -> Path:
     Raises:
         UnknownNameError: It is none of these.
         UsageError: A package is not installed.
-        ModelFormatError: A GGUF file cannot be read.
+        ModelFormatError: It is a name on the Hub, or a GGUF file that cannot be read.
     """
     if name in PYPI_MODELS:
         return _convert_once(_find_in_package(name), work / name)
     if name.endswith(".gguf") and Path(name).is_file():
         return _convert_once(Path(name), work / Path(name).stem)
     if name not in BACKBONES and not Path(name).is_dir():
+        from caldera.formats.model_paths import identify
+
+        model_path = identify(name)
+        if model_path.kind == "hub name":
+            raise ModelFormatError(model_path.advice)
         raise UnknownNameError("tower, folder or .gguf file", name, [*BACKBONES, *PYPI_MODELS])
     return find_backbone(name)
 

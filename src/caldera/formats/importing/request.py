@@ -74,6 +74,9 @@ class ImportRequest:
             raise UsageError(
                 "give the folder of a model, or --vision and --language to join two towers"
             )
+        for folder in filter(None, (self.base, self.vision, self.language)):
+            if (model_path := identify(folder)).kind == "hub name":
+                raise ModelFormatError(model_path.advice)
         if self.source is not None and self.language is not None:
             raise UsageError(
                 "--language joins two towers, without a source; the base of an original folder is --base"

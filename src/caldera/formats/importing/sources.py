@@ -41,6 +41,7 @@ from caldera.formats.weight_names import PROJECTOR, VISION
 from caldera.images.anyres import ImageAspect
 from caldera.images.processor import ImageProcessor
 from caldera.model.bundle import ModelMetadata
+from caldera.model.vision_tower import FeatureSelect
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,19 +210,9 @@ def read_llava_hf(folder: Path, template: str | None, aspect: str | None) -> Sou
         raise ModelFormatError(
             f"{file} has image token {config.image_token_index}, its tokenizer {model.image_token_id}; they must agree"
         )
-    strategy, prefix_tokens = config.vision_feature_select_strategy, model.vision.num_prefix_tokens
-    if strategy == "default" and not prefix_tokens:
-        raise ModelFormatError(
-            f"{file} has vision_feature_select_strategy 'default', which drops the first patch of a tower without a "
-            "class token; not supported"
-        )
-    keeps_class_token = strategy == "full" and prefix_tokens
-    if keeps_class_token and tiled:
-        raise ModelFormatError(
-            f"{file} has vision_feature_select_strategy 'full', which keeps the class token of every tile; not "
-            "supported"
-        )
-    feature_select = "cls_patch" if keeps_class_token else "patch"
+    feature_select = _feature_selection(
+        config.vision_feature_select_strategy, model.vision.num_prefix_tokens, file, tiled=tiled
+    )
     metadata = metadata.model_copy(update={"feature_select": feature_select})
     notes: tuple[str, ...] = ()
     if metadata.image_aspect == "square" and aspect is None:
@@ -233,6 +224,24 @@ def read_llava_hf(folder: Path, template: str | None, aspect: str | None) -> Sou
     towers = (config.vision_config, config.text_config)
     files = {"source": source.files}
     return SourceModel(*towers, tokenizer, processor, metadata, weights, files, notes)
+
+
+def _feature_selection(
+    strategy: str, num_prefix_tokens: int, file: Path, *, tiled: bool
+) -> FeatureSelect:
+    """Return which features of a tower transformers projects; raise ModelFormatError if caldera cannot."""
+    if strategy == "default" and not num_prefix_tokens:
+        raise ModelFormatError(
+            f"{file} has vision_feature_select_strategy 'default', which drops the first patch of a tower without a "
+            "class token; not supported"
+        )
+    keeps_class_token = strategy == "full" and num_prefix_tokens > 0
+    if keeps_class_token and tiled:
+        raise ModelFormatError(
+            f"{file} has vision_feature_select_strategy 'full', which keeps the class token of every tile; not "
+            "supported"
+        )
+    return "cls_patch" if keeps_class_token else "patch"
 
 
 def _llava_hf_config(settings: dict[str, Any], file: Path) -> Any:  # noqa: ANN401 - its parts' types are unions
