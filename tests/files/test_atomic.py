@@ -1,5 +1,6 @@
 """Tests of atomic writes: files and folders are complete even if the process is killed or the disk is full."""
 
+import errno
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from caldera.files.atomic import (
     write_atomic,
     write_json,
 )
+from tests.files.faulty_files import FaultyFiles
 
 OLD = "old " * 1000
 
@@ -248,18 +250,38 @@ def test_a_file_in_place_of_a_folder_is_an_output_error(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_read_only_folder_is_an_output_error(tmp_path: Path) -> None:
-    """The message contains the system's reason."""
-    tmp_path.chmod(0o500)
-    with pytest.raises(OutputError, match="Permission denied"):
-        write_atomic(tmp_path / "x", "text")
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+@pytest.mark.parametrize("fail_at", [1, 2])
+def test_a_read_only_folder_is_an_output_error(tmp_path: Path, number: int, fail_at: int) -> None:
+    """The message contains the system's reason, for a file, a folder and the lock of a run (F11)."""
+
+    def write_file() -> None:
+        write_atomic(tmp_path / "a" / "x", "text")
+
+    def write_folder() -> None:
+        with lock_folder(tmp_path / "run"), atomic_folder(tmp_path / "run" / "x"):
+            pass
+
+    for write in (write_file, write_folder):
+        files = FaultyFiles(fail_at, number)
+        with files.installed(), pytest.raises(OutputError, match=os.strerror(number)):
+            write()
 
 
 def test_errors_of_the_package_pass_through() -> None:
     """Only system errors become an OutputError."""
     with pytest.raises(UsageError, match=r"^usage$"), translate_os_errors(Path("x")):
         raise UsageError("usage")
+
+
+def test_partial_files_of_a_killed_run_are_removed(tmp_path: Path) -> None:
+    """They may be as large as a data set."""
+    process = start(REWRITE_FOREVER, tmp_path / "run.json")
+    while not any(tmp_path.glob(".run.json.*.unfinished")):
+        time.sleep(0.0005)
+    kill(process)
+    with lock_folder(tmp_path):
+        assert names(tmp_path) <= {"run.json", ".lock"}
 
 
 @pytest.mark.parametrize("name", ["model", "checkpoints/step-7"])

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from caldera.conversation import Conversation, Turn
 from caldera.errors import CalderaError, ConversationError, ImageError, UsageError
 from caldera.files.skipped_items import SkippedItems
 from caldera.formats.assemble import assemble
 from caldera.formats.model_folder import load_model_folder
-from caldera.images.decoding import TRUNCATED_NOTE, DecodingConfig
 from caldera.model.bundle import LlavaBundle
 from caldera.templates.template import find_template
 from caldera.templates.tokenization import context_tokenizer
@@ -175,44 +175,59 @@ def test_a_folder_in_use_is_rejected(assistant: LlavaBundle, photos: Path, tmp_p
             holder.stdout.close()
 
 
-@pytest.mark.parametrize("allowed", [0.0, 0.3])
-def test_corrupt_images_stop_the_job_or_are_listed(
-    assistant: LlavaBundle, photos: Path, tmp_path: Path, allowed: float
-) -> None:
-    """A corrupt image is an error; where the user allows it, its records are skipped and listed."""
-    (photos / "0.png").write_bytes(b"not an image")
-    corrupt = job(assistant, photos, tmp_path / "run", skipped=SkippedItems(allowed))
-    if not allowed:
-        with pytest.raises(ImageError, match=r"0\.png is a text file"):
-            corrupt.run()
-        assert not (tmp_path / "run" / "model").exists()
-        return
-    corrupt.run()
-    lines = (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()
-    assert len(lines) == sum("0.png" in dialogue.images for dialogue in dialogues(40))
-    assert "0.png is a text file" in json.loads(lines[0])["reason"]
+def write_gif(path: Path) -> None:
+    """Write a GIF, whatever the name says."""
+    Image.new("P", (7, 5), 3).save(path, format="gif")
+
+
+def write_huge(path: Path) -> None:
+    """Write a small file that declares 300 megapixels."""
+    Image.new("1", (20_000, 15_000)).save(path, format="png")
+
+
+def truncate(path: Path) -> None:
+    """Cut a file in the middle, which its header does not show."""
+    path.write_bytes(path.read_bytes()[:-60])
+
+
+UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing": (Path.unlink, "does not exist"),
+    "text": (lambda path: path.write_bytes(b"not an image"), "is a text file"),
+    "empty": (lambda path: path.write_bytes(b""), "0.png"),
+    "huge": (write_huge, "0.png"),
+    "truncated": (truncate, "0.png"),
+}
 
 
 @pytest.mark.parametrize("cached", [True, False])
-def test_truncated_images_are_used_on_request_and_listed(
-    assistant: LlavaBundle, photos: Path, tmp_path: Path, cached: bool
+@pytest.mark.parametrize("kind", UNUSABLE)
+def test_unusable_images_are_an_error_or_skipped_and_listed(
+    start: Callable[[], LlavaBundle], photos: Path, tmp_path: Path, kind: str, cached: bool
 ) -> None:
-    """Features of a truncated image are not found by a run that does not allow such images."""
-    cut = photos / "0.png"
-    cut.write_bytes(cut.read_bytes()[:-99])
-    stage = replace(STAGE, cache_features=cached, max_steps=1)
-    allowed = TrainingData(
-        conversations=dialogues(40), images=photos, decoding=DecodingConfig(allow_truncated=True)
-    )
+    """An error names the image; where the user allows it, its records are skipped, counted and listed (F6)."""
+    damage, reason = UNUSABLE[kind]
+    damage(photos / "0.png")
+    stage = replace(STAGE, max_steps=1, cache_features=cached, batch_size=40)
+    with pytest.raises(ImageError, match=r"0\.png"):
+        job(start(), photos, tmp_path / "a", stage).run()
+    assert not (tmp_path / "a" / "model").exists()
 
-    job(assistant, photos, tmp_path / "run", stage, data=allowed).run()
+    skipped = SkippedItems(0.3)
+    job(start(), photos, tmp_path / "b", stage, skipped=skipped).run()
 
-    [line] = (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()
-    assert json.loads(line) == {
-        "location": str(cut), "reason": TRUNCATED_NOTE, "action": "changed",
-    }  # fmt: skip
-    with pytest.raises(ImageError, match=r"0\.png is a truncated PNG image"):
-        job(assistant, photos, tmp_path / "other", replace(stage, max_steps=None)).run()
+    lines = (tmp_path / "b" / "skipped.jsonl").read_text().splitlines()
+    expected = [f"record {item.id!r}" for item in dialogues(40) if "0.png" in item.images]
+    assert [json.loads(line)["location"] for line in lines] == expected
+    assert all(reason in json.loads(line)["reason"] for line in lines)
+
+
+def test_an_image_is_recognized_by_its_content(
+    assistant: LlavaBundle, photos: Path, tmp_path: Path
+) -> None:
+    """A GIF that is named .png is used (F6)."""
+    write_gif(photos / "0.png")
+    job(assistant, photos, tmp_path / "run", replace(STAGE, max_steps=1)).run()
+    assert not (tmp_path / "run" / "skipped.jsonl").exists()
 
 
 def test_more_invalid_records_than_allowed_stop_the_job(

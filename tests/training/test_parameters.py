@@ -12,7 +12,7 @@ from caldera.training.parameters import build_optimizer, lr_factor, set_lr, set_
 from caldera.training.step import training_step
 from tests.laying import batch_of
 from tests.training.jobs import FP32
-from tests.training.test_loop import mixed_samples
+from tests.training.test_step import mixed_samples
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from caldera.files.atomic import lock_folder
 from caldera.formats.model_folder import save_model_folder
 from caldera.model.bundle import LlavaBundle
 from caldera.progress import NoProgress
+from caldera.training.checkpoint import latest_checkpoint
 from caldera.training.hyperparameters import FINETUNE
 from caldera.training.metrics_log import read_metrics
 from caldera.training.prefetch import PrefetchConfig, prefetch
@@ -269,11 +270,16 @@ def test_training_does_not_depend_on_the_number_of_workers(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("end", "code"), [("worker", 7), ("interrupt", 130)])
+@pytest.mark.parametrize(
+    ("end", "code"), [(signal.SIGKILL, 7), (signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
 def test_the_command_ends_with_its_workers(
-    assistant: LlavaBundle, photos: Path, tmp_path: Path, end: str, code: int
+    assistant: LlavaBundle, photos: Path, tmp_path: Path, end: signal.Signals, code: int
 ) -> None:
-    """A killed worker is a training error with its exit code; Ctrl-C, which all processes receive, ends all of them."""
+    """A killed worker is a training error with its exit code; a signal to all processes ends all of them (F4, F10).
+
+    In each case the step is finished and saved, and the message says so.
+    """
     save_model_folder(tmp_path / "start", assistant)
     write_conversations(tmp_path / "data.json", dialogues(40))
     # SIGINT is ignored where tests run in the background.
@@ -297,10 +303,10 @@ def test_the_command_ends_with_its_workers(
         time.sleep(0.1)
     workers = _children(process.pid)
     assert len(workers) == 2
-    if end == "worker":
-        os.kill(workers[0], signal.SIGKILL)
+    if end == signal.SIGKILL:
+        os.kill(workers[0], end)
     else:
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, end)
     try:
         stderr = process.communicate(timeout=60)[1]
     except subprocess.TimeoutExpired:
@@ -308,9 +314,15 @@ def test_the_command_ends_with_its_workers(
         os.killpg(process.pid, signal.SIGKILL)
         raise
     assert process.returncode == code, stderr
-    if end == "worker":
+    if end == signal.SIGKILL:
         assert re.search(r"loading worker \d \(process \d+\) was ended by signal 9", stderr)
+    else:
+        assert stderr.count(f"{end.name} received: finishing the current step") == 1
+        assert "stopped stage 'finetune'; step " in stderr
     assert "Traceback" not in stderr
+    checkpoint = latest_checkpoint(tmp_path / "run" / "checkpoints")
+    assert checkpoint is not None
+    assert f"step {checkpoint.step} of 900000 is saved in" in stderr
     for worker in workers:
         ends_soon(worker)
 

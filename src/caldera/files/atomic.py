@@ -17,7 +17,7 @@ _LOCK = ".lock"
 """Lock file in a run's folder."""
 
 _PARTIAL_SUFFIX, _BACKUP_SUFFIX = ".unfinished", ".replaced"
-"""Suffixes of the hidden folders next to an atomic folder: the new content, and the old content during the swap."""
+"""Suffixes of hidden entries next to what is written: the new content, and a folder's old content during the swap."""
 
 
 def free_bytes(path: Path) -> int:
@@ -59,7 +59,7 @@ def write_atomic(path: Path, content: bytes | str | Iterable[str]) -> None:
     chunks = [content] if isinstance(content, bytes | str) else content
     with translate_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, name = tempfile.mkstemp(_PARTIAL_SUFFIX, f".{path.name}.", path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
                 for chunk in chunks:
@@ -137,18 +137,21 @@ def _make_sibling(path: Path, suffix: str) -> Path:
 
 
 def _recover_after_crash(folder: Path) -> None:
-    """Restore folders that a killed process was replacing in a run's folder or its subfolders, and remove partial ones.
+    """Restore what a killed process was replacing in a run's folder or its subfolders, and remove partial writes.
 
-    This is safe only while the folder is locked: a run writes folders only while it holds the lock, so the process
-    that left them has ended. Subfolders with a lock file are other runs and are not touched. Only towers are unpacked
-    before the folder is locked; of two processes that do so in one folder, one fails in any case.
+    This is safe only while the folder is locked: a run writes only while it holds the lock, so the process that left
+    them has ended. Subfolders with a lock file are other runs and are not touched. Only towers are unpacked before the
+    folder is locked; of two processes that do so in one folder, one fails in any case.
     """
     below = (path for path in folder.iterdir() if path.is_dir() and not (path / _LOCK).exists())
     for parent in [folder, *below]:
         for backup_folder in parent.glob(f".*{_BACKUP_SUFFIX}"):
             _restore(backup_folder)
         for partial in parent.glob(f".*{_PARTIAL_SUFFIX}"):
-            shutil.rmtree(partial, ignore_errors=True)
+            if partial.is_dir():
+                shutil.rmtree(partial, ignore_errors=True)
+            else:
+                partial.unlink()
 
 
 def _fsync_tree(folder: Path) -> None:
