@@ -329,6 +329,9 @@ def check_message(output: str, before: dict[Path, int], out: Path, *, whole: boo
         assert int(found[1]) == Path(found[2]).read_text().count('"key"')
     elif found := re.match(r"stopped; kept in (.*?): (.*); repeat the command", message):
         kept = found[2].split(", ")
+        if answers := re.match(r"(\d+) answers", found[2]):
+            journal = Path(found[1]) / "journal.jsonl"
+            assert int(answers[1]) == journal.read_text().count('"key"')
         for name, pattern in EVIDENCE.items():
             count = len([*Path(found[1]).glob(pattern)])
             assert (name.format(count=count) in kept) == (count > 0), message

@@ -84,7 +84,7 @@ def _keeps(
     """Describe a command that keeps finished parts of its work.
 
     Args:
-        parts: Patterns of files and folders, by name; `{count}` and `{step}` in a name are filled in.
+        parts: Patterns of files and folders, by name; `{count}`, `{step}` and the names of _JOURNAL_KEYS are filled in.
         folder: Argument that names the folder of the patterns, or a function that returns it.
         resume: How to go on.
     """
@@ -102,6 +102,10 @@ def _keeps(
     return begin
 
 
+_JOURNAL_KEYS = {"answers": b'"key": ', "verdicts": b'"decided": '}
+"""Keys that a journal has once for each finished part; in a text of a journal their quotes are escaped."""
+
+
 def _parts_in(root: Path, parts: Mapping[str, str]) -> Iterator[str]:
     """Yield the names of the parts that exist."""
     for name, pattern in parts.items():
@@ -111,7 +115,18 @@ def _parts_in(root: Path, parts: Mapping[str, str]) -> Iterator[str]:
             paths = [path for path in paths if not (path.parents[1] / "model").exists()]
         if paths:
             step = paths[-1].name.rpartition("-")[2].lstrip("0")
-            yield name.format(count=len(paths), step=step)
+            counts = {
+                count: sum(_complete_lines(path).count(key) for path in paths)
+                for count, key in _JOURNAL_KEYS.items()
+                if count in name
+            }
+            yield name.format(count=len(paths), step=step, **counts)
+
+
+def _complete_lines(path: Path) -> bytes:
+    """Return a journal without a line that was cut off."""
+    content = path.read_bytes()
+    return content[: content.rfind(b"\n") + 1]
 
 
 def _evaluation_folder(arguments: Arguments) -> Path:
@@ -157,7 +172,8 @@ _stage = _keeps(
     folder="out",
     resume=_WITH_RESUME,
 )
-_ANSWERS = {"the answers so far": "journal.jsonl", "the results": "results.json"}
+_ANSWERS = {"{answers} answers": "journal.jsonl", "the results": "results.json"}
+_VERDICTS = {"{verdicts} verdicts": "journal.jsonl", "the scores": "scores.json"}
 
 MESSAGES: dict[str, Callable[[Arguments], Describe]] = {
     "demo": _keeps(_DEMO),
@@ -181,7 +197,7 @@ MESSAGES: dict[str, Callable[[Arguments], Describe]] = {
     "train recipe": _keeps({**_FEATURES, **_STAGES}, folder="out", resume=_WITH_RESUME),
     "train merge": _writes("out"),
     "evaluate": _keeps(_ANSWERS, folder=_evaluation_folder),
-    "evaluate judge": _keeps(_ANSWERS),
+    "evaluate judge": _keeps(_VERDICTS),
     "evaluate ensemble": _writes("out_folder"),
     "evaluate score": _writes_nothing,
     "evaluate compare": _writes("out_file"),
