@@ -171,3 +171,16 @@ def test_records_that_could_not_be_read_count_towards_the_limit(
         else:
             with pytest.raises(InputError, match="1 of 2 items are invalid"):
                 builder.build_all([record], tmp_path, skipped)
+
+
+def test_a_mark_in_an_answer_is_encoded_as_text(builder: SampleBuilder, tmp_path: Path) -> None:
+    """It takes no image and no image token: only the image of the question does."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    texts = ("![fig](<image>)", "![fig](image)")
+    counts = []
+    for text in texts:
+        question = Turn("user", (ImageRef("a.png"), "\nParse it."))
+        sample = builder.build(Conversation("1", (question, Turn("assistant", (text,)))), tmp_path)
+        counts.append(sample.ids.count(builder.image_token_id))
+        assert len(sample.images) == 1
+    assert counts[0] == counts[1] > 0

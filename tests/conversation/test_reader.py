@@ -20,6 +20,7 @@ from caldera.conversation import (
     write_conversations,
 )
 from caldera.errors import ConversationError, InputError
+from caldera.files.skipped_items import SkippedItems
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -211,3 +212,39 @@ def test_a_number_of_thousands_of_digits_is_an_input_error(tmp_path: Path) -> No
     (tmp_path / "data.json").write_text(f'[{{"id": {"9" * 5000}, "conversations": []}}]')
     with pytest.raises(InputError, match="a number too long"):
         read_conversations(tmp_path / "data.json")
+
+
+def test_a_broken_line_is_an_invalid_record(tmp_path: Path) -> None:
+    """A cut line, or one that is not UTF-8, is counted as the others are; the records around it are read."""
+    lines = [json.dumps(record(id=str(number))).encode() for number in range(4)]
+    lines[1] = lines[1][:30]
+    lines[2] = lines[2].replace(b"dog", b"\xff")
+    file = tmp_path / "data.json"
+    file.write_bytes(b"\n".join(lines))
+
+    skipped = SkippedItems(0.5)
+    read = read_conversations(file, skipped=skipped)
+
+    assert [item.id for item in read] == ["0", "3"]
+    assert [item.location for item in skipped.items] == [f"{file}:2", f"{file}:3"]
+    assert "is broken JSON at column" in skipped.items[0].reason
+    with pytest.raises(InputError, match=r"data\.json:2 is broken JSON"):
+        read_conversations(file)
+
+
+def test_changes_are_logged_where_nobody_collects_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`caldera.read_conversations(file)` reports each kind of change with its count."""
+    rows = [record(conversations=turns("What?", "A dog.")) for _ in range(3)]
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    assert [item.images for item in read_conversations(tmp_path / "data.json")] == [
+        ("dog.jpg",)
+    ] * 3
+    assert "changed 3: 3 x images without a mark put before the first question" in caplog.text
+
+
+def test_a_folder_is_no_data_file(tmp_path: Path) -> None:
+    """One without tables is an error of the path, not advice to import it."""
+    with pytest.raises(InputError, match="Is a directory; check the path"):
+        read_conversations(tmp_path)

@@ -115,6 +115,7 @@ def mix(
     out_file: OutFile,
     seed: Annotated[int, typer.Option(help="Seed for sampling and order.")] = 0,
     as_json: AsJson = False,
+    images_from: ImagesFrom = None,
     ignore_field: IgnoreField = None,
     max_bad_fraction: MaxBadFraction = 0.0,
 ) -> None:
@@ -130,7 +131,7 @@ def mix(
         [parse_weighted_file(file) for file in files],
         out_file,
         seed=seed,
-        options=read_options_from(None, None, ignore_field),
+        options=read_options_from(None, images_from, ignore_field),
         max_bad_fraction=max_bad_fraction,
     )
     columns = ("source", "weight", "records", "rows", "share", "turns", "images", "no image")

@@ -22,9 +22,9 @@ _BATCH_ROWS = 100
 
 
 def is_arrow_data(path: Path) -> bool:
-    """Return whether a path is a folder, a parquet file or an Arrow file."""
+    """Return whether a path is a parquet file, an Arrow file, or a folder of such files."""
     if path.is_dir():
-        return True
+        return any(path.rglob("*.parquet")) or any(path.rglob("*.arrow"))
     try:
         with path.open("rb") as file:
             return file.read(6).startswith((*_MAGIC, _STREAM_MAGIC))

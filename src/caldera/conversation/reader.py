@@ -11,7 +11,7 @@ from caldera.conversation.record_forms import PAIR_FIELDS, TURN_FIELDS, RawRecor
 from caldera.conversation.turns import IMAGE_PLACEHOLDER, Conversation, ImageRef, Part, Role, Turn
 from caldera.errors import ConversationError, ImageError, InputError, shorten_value
 from caldera.files.atomic import file_exists
-from caldera.files.records import OnBytesRead, read_records
+from caldera.files.records import OnBrokenLine, OnBytesRead, read_records
 from caldera.files.skipped_items import SkippedItems
 from caldera.images.decoding import DEFAULT_DECODING, DecodingConfig
 
@@ -190,7 +190,9 @@ def iter_conversations(
         return path
 
     parser = ConversationParser(locate, options.ignore_fields)
-    for index, (location, record) in enumerate(located_records(file, on_bytes_read)):
+    for index, (location, record) in enumerate(
+        located_records(file, skipped.add_or_raise, on_bytes_read)
+    ):
         notes: list[str] = []
         try:
             conversation = parser.parse(record, location, notes, f"{file.stem}-{index}")
@@ -203,7 +205,7 @@ def iter_conversations(
 
 
 def located_records(
-    file: Path, on_bytes_read: OnBytesRead = lambda _: None
+    file: Path, on_broken_line: OnBrokenLine, on_bytes_read: OnBytesRead = lambda _: None
 ) -> Iterator[tuple[str, object]]:
     """Yield the records of a file of JSON with their locations; a list inside of one object is unwrapped.
 
@@ -215,7 +217,7 @@ def located_records(
             f"{file} holds tables of the datasets library; convert it with: caldera data import llava {file} "
             "--out NEW.json"
         )
-    for location, record in read_records(file, on_bytes_read):
+    for location, record in read_records(file, on_bytes_read, on_broken_line):
         if location != str(file) and location != f"{file}:1":
             yield location, record
             continue
@@ -269,4 +271,9 @@ def read_conversations(
         InputError: The file or a record in it is invalid.
     """
     options = options or ReadOptions(ignore_fields=ignore_fields)
-    return list(iter_conversations(path, skipped or SkippedItems(), options))
+    if skipped is not None:
+        return list(iter_conversations(path, skipped, options))
+    skipped = SkippedItems()
+    conversations = list(iter_conversations(path, skipped, options))
+    skipped.finish(len(conversations))
+    return conversations

@@ -37,7 +37,7 @@ PAIR_FIELDS = (
 
 IMAGE_FIELDS = (
     "image", "images", "image_path", "image_paths", "image_file", "image_files", "image_url", "image_urls",
-    "img", "imgs", "img_path", "img_paths", "picture", "pictures", "photo", "photos",
+    "img", "imgs", "img_path", "img_paths", "picture", "pictures", "photo", "photos", "file_name",
 )  # fmt: skip
 """Fields that hold the images of a record."""
 

@@ -36,8 +36,7 @@ def import_llava(path: Path, skipped: SkippedItems, options: ImportOptions) -> I
 
     parser = ConversationParser(locate, options.ignore_fields, importing=True)
     imported = ImportResult()
-    for index, (location, record) in enumerate(_records(path, options.split)):
-        imported.total += 1
+    for index, (location, record) in enumerate(_records(path, options.split, skipped)):
         notes: list[str] = []
         try:
             conversation = parser.parse(record, location, notes, f"{path.stem}-{index}")
@@ -47,13 +46,16 @@ def import_llava(path: Path, skipped: SkippedItems, options: ImportOptions) -> I
         imported.conversations.append(conversation)
         for note in dict.fromkeys(notes):
             skipped.note(location, note)
+    imported.total = len(imported.conversations) + len(skipped.items)
     skipped.raise_if_over_limit(imported.total)
     return imported
 
 
-def _records(path: Path, split: str | None) -> Iterator[tuple[str, object]]:
+def _records(path: Path, split: str | None, skipped: SkippedItems) -> Iterator[tuple[str, object]]:
     """Return the records of a JSON file or of tables."""
-    return read_arrow_rows(path, split) if is_arrow_data(path) else located_records(path)
+    if is_arrow_data(path):
+        return read_arrow_rows(path, split)
+    return located_records(path, skipped.add_or_raise)
 
 
 def _find_image(name: str, resolve_image: ResolveImage, notes: list[str]) -> str:

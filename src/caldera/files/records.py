@@ -37,11 +37,20 @@ _BLANK = b"\xef\xbb\xbf \t\r\n"
 OnBytesRead = Callable[[int], None]
 """Callback with the number of bytes read."""
 
-_Reader = Callable[[Path, BinaryIO, OnBytesRead], Iterator[tuple[str, object]]]
+OnBrokenLine = Callable[[str, InputError], None]
+"""Callback with the location and the error of a line that is no JSON; it may raise the error."""
+
+_Reader = Callable[[Path, BinaryIO, OnBytesRead, OnBrokenLine], Iterator[tuple[str, object]]]
+
+
+def _raise(_: str, error: InputError) -> None:
+    raise error
 
 
 def read_records(
-    path: Path, on_bytes_read: OnBytesRead = lambda _: None
+    path: Path,
+    on_bytes_read: OnBytesRead = lambda _: None,
+    on_broken_line: OnBrokenLine = _raise,
 ) -> Iterator[tuple[str, object]]:
     """Yield every record of a file with its location: 'file[index]' in a list, 'file:line', or 'file' for one object.
 
@@ -51,7 +60,7 @@ def read_records(
         with path.open("rb") as file:
             read = _choose_reader(path, file)
             file.seek(0)
-            yield from read(path, file, on_bytes_read)
+            yield from read(path, file, on_bytes_read, on_broken_line)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; check the path") from error
 
@@ -72,31 +81,39 @@ def _choose_reader(path: Path, file: BinaryIO) -> _Reader:
 
 
 def _read_jsonl(
-    path: Path, file: BinaryIO, on_bytes_read: OnBytesRead
+    path: Path, file: BinaryIO, on_bytes_read: OnBytesRead, on_broken_line: OnBrokenLine
 ) -> Iterator[tuple[str, object]]:
     """Yield the record of each line that is not blank."""
     start, empty = 0, True
     # A binary file is split at \n alone: records may contain U+2028.
     for number, line in enumerate(file, start=1):
-        try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise _encoding_error(path, start + error.start) from error
+        location = f"{path}:{number}"
+        if line.strip(_BLANK):
+            empty = False
+            try:
+                record = _parse_line(line, path, location, start)
+            except InputError as error:
+                on_broken_line(location, error)
+            else:
+                yield location, record
         start += len(line)
         on_bytes_read(len(line))
-        if text.strip():
-            empty = False
-            location = f"{path}:{number}"
-            try:
-                with _parser_errors(location):
-                    record = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise InputError(
-                    f"{location} is broken JSON at column {error.colno}: {error.msg}"
-                ) from error
-            yield location, record
     if empty:
         raise InputError(f"{path} is empty; it should hold records")
+
+
+def _parse_line(line: bytes, path: Path, location: str, start: int) -> object:
+    """Return the record of a line that begins at byte `start` of the file."""
+    try:
+        text = line.decode("utf-8-sig" if start == 0 else "utf-8")
+        with _parser_errors(location):
+            return json.loads(text)
+    except UnicodeDecodeError as error:
+        raise _encoding_error(path, start + error.start) from error
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{location} is broken JSON at column {error.colno}: {error.msg}"
+        ) from error
 
 
 def _encoding_error(path: Path, byte: int) -> InputError:
@@ -186,7 +203,7 @@ class _StreamBuffer:
 
 
 def _read_objects(
-    path: Path, file: BinaryIO, on_bytes_read: OnBytesRead
+    path: Path, file: BinaryIO, on_bytes_read: OnBytesRead, _: OnBrokenLine
 ) -> Iterator[tuple[str, object]]:
     """Yield one object, or several after each other, that may extend over lines."""
     buffer = _StreamBuffer(path, file, on_bytes_read)
@@ -203,7 +220,7 @@ def _read_objects(
 
 
 def _read_json_list(
-    path: Path, file: BinaryIO, on_bytes_read: OnBytesRead
+    path: Path, file: BinaryIO, on_bytes_read: OnBytesRead, _: OnBrokenLine
 ) -> Iterator[tuple[str, object]]:
     """Yield the records of one JSON list."""
     buffer = _StreamBuffer(path, file, on_bytes_read)
