@@ -18,17 +18,17 @@ UNIT_SIZES: dict[str, float] = {"fractions": 1.0, "percent": 100.0}
 TOLERANCE = 1.0
 """Pixels by which a box may exceed the image before it is clipped: COCO's coordinates are rounded."""
 
-_PERCENT_ODDS = 10_000.0
-"""Odds against pixels from which boxes that all end below 100 are percent."""
-
 _UNCLEAR_ODDS = 10.0
-"""Odds against pixels from which such boxes are no longer taken for pixels."""
+"""Odds against pixels from which boxes that all end below 100 are no longer taken for pixels."""
 
 _WHOLE_ODDS = 0.03
 """Change of the odds by a box of whole numbers, which percent rarely are."""
 
+_AREA_ODDS = 0.01
+"""Change of the odds by boxes that suit the area of their objects."""
+
 _MIN_PERCENT_IMAGES = 3
-"""Images from which boxes are taken for percent; below, they are unclear."""
+"""Images from which boxes that are far below the area of their objects are percent; below, they are unclear."""
 
 _AREA_RATIO = 1.5
 """Area of an object over that of its box above which the two have different units."""
@@ -103,14 +103,12 @@ def _pixels_or_percent(images: Sequence[SizedBoxes], failing: Sequence[SizedBoxe
         chance = min(1.0, 100 / image.size[0]) * min(1.0, 100 / image.size[1])
         for box in image.boxes:
             odds *= (_WHOLE_ODDS if box.is_whole else 1.0) / chance
-        odds = min(odds, _PERCENT_ODDS)
     boxes = [box for image in images for box in image.boxes]
     if 2 * sum(map(_is_below_area, boxes)) > len(boxes):
-        odds *= _PERCENT_ODDS
-    if odds < _UNCLEAR_ODDS:
-        return "pixels"
-    is_percent = odds >= _PERCENT_ODDS and len(images) >= _MIN_PERCENT_IMAGES
-    return "percent" if is_percent else "unclear"
+        return "percent" if len(images) >= _MIN_PERCENT_IMAGES else "unclear"
+    if all(box.area > 0 for box in boxes):
+        odds *= _AREA_ODDS
+    return "pixels" if odds < _UNCLEAR_ODDS else "unclear"
 
 
 def _is_fraction(box: BoxEntry) -> bool:

@@ -114,7 +114,11 @@ class BoxReader:
         self._parents = box_file.parents if box_file else {}
         self._skipped = skipped
         self._meaning = meaning
+        is_resized = any(image.match.is_resized for image in usable)
         self._unit: Unit = meaning.unit or detect_unit([_sized(image) for image in usable])
+        if self._unit == "percent" and is_resized and not meaning.unit:
+            # The areas that tell percent are those of another size.
+            self._unit = "unclear"
         if self._unit in UNIT_SIZES and box_file:
             skipped.note(str(box_file.path), f"boxes are read as {self._unit} of the image")
         self._frame: Frame | None = meaning.frame or common_frame(
