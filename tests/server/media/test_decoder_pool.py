@@ -184,3 +184,20 @@ def test_the_pool_restarts_lost_processes(photos: Path) -> None:
         await media.close()
 
     asyncio.run(go())
+
+
+def test_the_limits_of_one_image_are_settings(photos: Path) -> None:
+    """An image of 19 x 5 pixels is over a limit of 94 pixels, and is halved by one of 18 for a side."""
+    content = (photos / "0.png").read_bytes()
+
+    async def size(config: MediaConfig) -> tuple[int, int]:
+        media = ImageLoader(config)
+        try:
+            return await media._decoders.read_size(content)
+        finally:
+            await media.close()
+
+    with pytest.raises(MediaError) as too_large:
+        asyncio.run(size(MediaConfig(max_image_pixels=94)))
+    assert too_large.value.kind.code == "image_too_large"
+    assert asyncio.run(size(MediaConfig(max_image_pixels=95, max_image_side=18))) == (10, 3)
