@@ -180,12 +180,15 @@ def range_errors(settings: object, intervals: Mapping[str, str]) -> Iterator[str
     for name, interval in intervals.items():
         value = getattr(settings, name)
         low, high = (float(bound) for bound in interval[1:-1].split(","))
+        is_number = isinstance(value, int | float)
         inside = value is None or (
-            (value > low or (value == low and interval[0] == "["))
+            is_number
+            and (value > low or (value == low and interval[0] == "["))
             and (value < high or (value == high and interval[-1] == "]"))
         )
         if not inside:
-            yield f"{name} is {value}; it must {_describe_interval(interval)}"
+            shown = value if is_number else shorten_value(value)
+            yield f"{name} is {shown}; it must {_describe_interval(interval)}"
 
 
 def _describe_interval(interval: str) -> str:
