@@ -38,11 +38,14 @@ class Checks:
         page.evaluate(script)
 
     def find_no_faults(self) -> None:
-        """Fail if axe-core finds a serious or critical fault, or something is wider than the window."""
+        """Fail if axe-core finds a serious or critical fault, or something is wider than the window or the composer."""
         self.page.evaluate("document.getAnimations().forEach((animation) => animation.cancel())")
         assert self.page.evaluate(RUN_AXE) == []
-        too_wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-        assert self.page.evaluate(too_wide) <= 0
+        overflows = """["html", ".composer"].filter((selector) => {
+            const { scrollWidth, clientWidth } = document.querySelector(selector);
+            return scrollWidth > clientWidth;
+        })"""
+        assert self.page.evaluate(overflows) == []
 
     def is_visible(self, selector: str) -> None:
         """Wait until an element is inside of the window and not below the composer."""
