@@ -1,5 +1,6 @@
 """Answers are matched to items whose question they repeat, however a toolkit numbers them; nothing is guessed."""
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,27 @@ def test_files_that_repeat_the_correct_answers_need_no_others(
         path = write_table(path.with_suffix(".tsv"), [row | {"prediction": "A"} for row in rows])
     alone = spec.score_answer_files(Sources(), path)
     assert alone.metrics[metric] == spec.score_answer_files(sources, path).metrics[metric]
+
+
+@pytest.mark.parametrize("spec", SCORED, ids=[spec.name for spec in SCORED])
+def test_missing_unknown_and_repeated_answers_are_listed(
+    spec: BenchmarkSpec, tmp_path: Path
+) -> None:
+    """H3: for every benchmark, with their ids; nothing is scored."""
+    sources = OFFICIAL[spec.name](tmp_path)
+    items = spec.load(sources).items
+    rows = [{"id": item.id, "text": item.references[0]} for item in items]
+    first = re.escape(items[0].id.partition(": ")[0].removeprefix("random/"))
+    for records, message in (
+        (rows[1:], f"1 of {len(rows)} items have no answer: .*{first}"),
+        ([*rows, rows[0]], f"(more than once: .*{first}|{first}.* a second time)"),
+        (
+            [*rows, {"id": "existence/9.jpg: Is it?", "text": "x"}],
+            r"1 answers belong .*existence/9.*Is it\?",
+        ),
+    ):
+        with pytest.raises(InputError, match=message):
+            spec.score_answer_files(sources, write_lines(tmp_path / "answers.jsonl", records))
 
 
 @pytest.mark.parametrize("spec", SCORED, ids=[spec.name for spec in SCORED])

@@ -43,13 +43,13 @@ BOOLEANS = [
 
 @pytest.mark.parametrize(("text", "letter"), LETTERS)
 def test_one_clear_letter_is_parsed(text: str, letter: str | None) -> None:
-    """Two letters, a negated one, and a letter that is a word give None."""
+    """H6: two letters, a negated one, and a letter that is a word give None."""
     assert parse_choice(text, "ABC", CHOICES) == letter
 
 
 @pytest.mark.parametrize(("text", "word"), BOOLEANS)
 def test_a_clear_yes_or_no_is_parsed(text: str, word: str | None) -> None:
-    """Yes and no count as whole words at the beginning of the answer."""
+    """H6: yes and no count as whole words at the beginning of the answer."""
     assert parse_yes_no(text) == word
 
 

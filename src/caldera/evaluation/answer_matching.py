@@ -10,6 +10,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,9 @@ _IMAGE_KEYS = (
 
 _REFERENCE_KEYS = ("answer", "answers", "target", "gold", "ground_truth", "label", "references")
 """Fields of the correct answer; the field of the model's answer is not among a record's fields."""
+
+_NUM_COMPARED = 500
+"""Records whose questions are compared with those of their ids."""
 
 _MAX_NAME = 255
 """Characters of a file name; longer fields are images in base64."""
@@ -111,21 +115,32 @@ class _Matcher:
             for item in items
         }
         self._question_of = question_of
-        self._words = {name: normalize_words(text) for name, text in self.texts.items()}
-        self._by_line: dict[str, list[str]] = defaultdict(list)
+
+    @cached_property
+    def _words(self) -> dict[str, str]:
+        return {name: normalize_words(text) for name, text in self.texts.items()}
+
+    @cached_property
+    def _by_line(self) -> dict[str, list[str]]:
+        names: dict[str, list[str]] = defaultdict(list)
         for name, text in self.texts.items():
             for line in dict.fromkeys(map(normalize_words, extract_question(text).splitlines())):
-                self._by_line[line].append(name)
-        self._by_image: dict[str, list[str]] = defaultdict(list)
-        for item in items:
+                names[line].append(name)
+        return names
+
+    @cached_property
+    def _by_image(self) -> dict[str, list[str]]:
+        names: dict[str, list[str]] = defaultdict(list)
+        for item in self.items.values():
             for image in dict.fromkeys(item.conversation.images):
-                self._by_image[_stem(image)].append(item.id)
+                names[_stem(image)].append(item.id)
+        return names
 
     def questions_agree(self, records: Sequence[AnswerRecord]) -> bool:
-        """Return whether most of the questions that records repeat are those of the items with their ids."""
+        """Return whether most questions of some hundred records are those of the items with their ids."""
         agreeing = [
             self._agrees(record, record.id)
-            for record in records
+            for record in records[:: 1 + len(records) // _NUM_COMPARED]
             if record.id in self.items and self.texts[record.id] and self._question(record)
         ]
         return 2 * sum(agreeing) >= len(agreeing)
@@ -140,8 +155,9 @@ class _Matcher:
         if not self._have_same_choices(record, name):
             return False
         question = self._question(record)
-        return question in self._words[name] or normalize_words(
-            self._question_of(self.texts[name])
+        text = self.texts[name]
+        return question in normalize_words(text) or normalize_words(
+            self._question_of(text)
         ) in normalize_words(record.prompt)
 
     def _have_same_choices(self, record: AnswerRecord, name: str) -> bool:

@@ -73,7 +73,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("kind", FAULTS)
 def test_a_fault_is_skipped_and_counted(serve: Serve, make_bench: MakeBench, kind: str) -> None:
-    """For any fault of two in a hundred, the metrics are those of the other 98, and not valid; there is never a -1."""
+    """H2: for any fault of two in a hundred, the metrics are those of the other 98, and not valid; never a -1."""
     fault, rule = FAULTS[kind]
     server = serve(lambda request, _: fault if answer_number(request) in (5, 50) else fair(request))
     bench = make_bench(100)

@@ -39,7 +39,7 @@ def start_command(bench: Bench, url: str, *options: str) -> subprocess.Popen[str
 
 
 def test_a_killed_command_resumes(serve: Serve, make_bench: MakeBench) -> None:
-    """The metrics are those without the kill, and only requests in flight are sent again."""
+    """H1: the metrics are those without the kill, and only requests in flight are sent again."""
     bench, out = make_bench(40), "out"
 
     def script(request: dict[str, Any], count: int) -> Answer:
@@ -62,7 +62,7 @@ def test_a_killed_command_resumes(serve: Serve, make_bench: MakeBench) -> None:
 def test_an_invalid_run_prints_its_metrics_and_ends_with_code_6_of(
     serve: Serve, make_bench: MakeBench
 ) -> None:
-    """The metrics are on stdout, the reason is one line on stderr."""
+    """H2: the metrics are on stdout, the reason is one line on stderr."""
     server = serve(
         lambda request, _: completion("8/10") if answer_number(request) < 2 else fair(request)
     )
