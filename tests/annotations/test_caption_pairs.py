@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from caldera.annotations.caption_pairs import read_pairs
-from caldera.errors import InputError
+from caldera.annotations.annotated_image import AnnotationSet
+from caldera.annotations.caption_pairs import read_pairs as read_unchecked
+from caldera.errors import InputError, UnknownNameError, UsageError
 from caldera.files.skipped_items import SkippedItems
 
 PAIRS = [
@@ -16,6 +17,13 @@ PAIRS = [
     ("1.jpg", "A puppy"),
     ("é.jpg", "x"),
 ]
+
+
+def read_pairs(path: Path, skipped: SkippedItems, images: Path | None = None) -> AnnotationSet:
+    """Read a file and check the limit of skipped rows, as every command does."""
+    annotations = read_unchecked(path, skipped, images)
+    skipped.finish(annotations.total)
+    return annotations
 
 
 @pytest.fixture
@@ -103,7 +111,10 @@ def test_images_may_be_in_another_folder(folder: Path, tmp_path: Path) -> None:
         ({"image": "x" * 300, "caption": "x"}, "does not exist; check --images"),
         ({"image": "", "caption": "x"}, "has an empty image or caption; fill it or remove the"),
         ({"image": "1.jpg", "caption": " \n"}, "has an empty image or caption"),
-        ({"image": "1.jpg"}, "should have text fields 'image' and 'caption'"),
+        ({"image": "1.jpg"}, "has the columns image, none of them known as the caption; name both"),
+        ({"image": "1.jpg", "caption": None}, "has an empty image or caption"),
+        ({"image": "1.jpg", "caption": float("nan")}, "has an empty image or caption"),
+        ({"image": "1.jpg", "caption": "NaN"}, "has an empty image or caption"),
         ({"image": 1, "caption": "x"}, "should have text fields 'image' and 'caption'"),
         ({"image": ["1.jpg"], "caption": "x"}, "should have text fields 'image' and 'caption'"),
         ("1.jpg", "should have text fields 'image' and 'caption'"),
@@ -161,12 +172,14 @@ def test_an_invalid_row_is_raised_or_skipped(folder: Path, row: object, message:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", r"has no column \['caption', 'image'\]; its first line should be image,caption"),
-        ("file,caption\n1.jpg,x\n", r"has no column \['image'\]"),
+        ("", r"pairs\.csv is empty; it should hold an image and a caption a line"),
+        ("name,caption\n1.jpg,x\n", r"table with commas, has the columns name, caption, none of"),
+        ("name,caption\n1.jpg,x\n", r"known as the image; name both with --columns IMAGE,CAPTION"),
         ("image,caption\n", "holds no pairs"),
-        ("image,caption\n1.jpg\n", r"pairs\.csv:2 should have text fields 'image' and 'caption'"),
-        ("image,caption\n1.jpg,a dog, a cat\n", r"csv:2 has too many fields; put a caption with"),
-        ("image,caption\n1.jpg," + "x" * 200_000, "is not UTF-8 CSV: field larger than"),
+        ("image,caption\n1.jpg\n", r"pairs\.csv:2 has 1 fields, but the first line has 2"),
+        ("image,caption\n1.jpg,a dog, a cat\n", r"csv:2 has 3 fields, but the first line has 2; p"),
+        ("image,caption\n1.jpg," + "x" * 200_000, "is no table that can be read: field larger"),
+        ("just a text\n", r"has the columns just a text, none of them known as the image"),
     ],
 )
 def test_a_broken_csv_file_is_an_input_error(folder: Path, content: str, message: str) -> None:
@@ -192,6 +205,103 @@ def test_a_missing_file_or_one_that_is_not_utf8_is_an_input_error(
     path.mkdir()
     with pytest.raises(InputError, match=r"cannot read .*: Is a directory"):
         read_pairs(path, SkippedItems())
+
+
+TEXTS = ["A dog, in a park.", 'A "big" cat; two', "x"]
+"""Captions with the characters that delimiters and quotes are."""
+
+TABLES = {
+    "Hugging Face": 'file_name,text\n1.jpg,"A dog, in a park."\n2.jpg,"A ""big"" cat; two"\né.jpg,x\n',
+    "semicolons": 'image;caption\n1.jpg;A dog, in a park.\n2.jpg;"A ""big"" cat; two"\né.jpg;x\n',
+    "tabs": 'image\tcaption\n1.jpg\tA dog, in a park.\n2.jpg\tA "big" cat; two\né.jpg\tx\n',
+    "quoted tabs": 'image\tcaption\n"1.jpg"\t"A dog, in a park."\n2.jpg\t"A ""big"" cat; two"\né.jpg\tx\n',
+    "Flickr8k": '1.jpg#0\tA dog, in a park.\n2.jpg#0\tA "big" cat; two\né.jpg#0\tx\n',
+    "Flickr30k": 'image_name| comment_number| comment\n1.jpg| 0| A dog, in a park.\n'
+    '2.jpg| 0| A "big" cat; two\né.jpg| 0| x\n',
+    "no header": '1.jpg,"A dog, in a park."\n2.jpg,"A ""big"" cat; two"\né.jpg,x\n',
+    "more columns": 'id,split,IMAGE,Caption\n1,a,1.jpg,"A dog, in a park."\n'
+    '2,a,2.jpg,"A ""big"" cat; two"\n3,b,é.jpg,x\n',
+    "blank lines": '\nimage\tcaption\n\n1.jpg\tA dog, in a park.\n2.jpg\tA "big" cat; two\n\né.jpg\tx\n\n',
+    "lines of objects": "\n".join(
+        json.dumps({"file_name": name, "text": text})
+        for name, text in zip(("1.jpg", "2.jpg", "é.jpg"), TEXTS, strict=True)
+    ),
+    "list of objects": json.dumps(
+        [
+            {"filename": name, "captions": [text]}
+            for name, text in zip(("1.jpg", "2.jpg", "é.jpg"), TEXTS, strict=True)
+        ],
+        indent=1,
+    ),
+    "Karpathy": json.dumps(
+        {
+            "dataset": "small",
+            "images": [
+                {"filename": name, "filepath": "", "split": "train", "sentences": [{"raw": text, "tokens": []}]}
+                for name, text in zip(("1.jpg", "2.jpg", "é.jpg"), TEXTS, strict=True)
+            ],
+        }
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".txt", ".JSON"])
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_are_recognized_by_content(folder: Path, name: str, suffix: str) -> None:
+    """Delimiter, header, quotes and names of columns; the suffix decides nothing."""
+    path = folder / f"captions{suffix}"
+    path.write_text(TABLES[name], encoding="utf-8")
+    images = read_pairs(path, SkippedItems()).images
+    assert [image.id for image in images] == ["1", "2", "é"]
+    assert [image.captions[0] for image in images] == TEXTS
+
+
+def test_columns_may_be_named(folder: Path) -> None:
+    """In a table and in objects; a wrong name, or a single one, is told."""
+    (folder / "a.txt").write_text("text;what;where\nno;A dog;1.jpg\n")
+    (folder / "b.txt").write_text('{"what": "A dog", "where": "1.jpg", "text": "no"}\n')
+    for name in ("a.txt", "b.txt"):
+        [image] = read_unchecked(folder / name, SkippedItems(), columns="where,what").images
+        assert (image.id, image.captions) == ("1", ("A dog",))
+        with pytest.raises(InputError, match=r"none of them whereto; correct --columns"):
+            read_unchecked(folder / name, SkippedItems(), columns="whereto,what")
+    with pytest.raises(UsageError, match=r"--columns where is not two names; write the columns"):
+        read_unchecked(folder / "a.txt", SkippedItems(), columns="where")
+
+
+def test_a_split_of_karpathys_json_is_read_by_name(folder: Path) -> None:
+    """Images are in the folder that `filepath` names."""
+    (folder / "val").mkdir()
+    (folder / "1.jpg").rename(folder / "val" / "1.jpg")
+    images = [
+        {"filepath": "val", "filename": "1.jpg", "split": "test", "sentences": [{"raw": "A dog"}]},
+        {"filename": "2.jpg", "split": "train", "sentences": [{"raw": "A cat"}, {"raw": "Two"}]},
+    ]
+    path = folder / "dataset.json"
+    path.write_text(json.dumps({"images": images}))
+    assert [image.id for image in read_pairs(path, SkippedItems()).images] == ["val/1", "2"]
+    [image] = read_unchecked(path, SkippedItems(), split="train").images
+    assert image.captions == ("A cat", "Two")
+    with pytest.raises(UnknownNameError, match="called 'trian'; did you mean 'train'"):
+        read_unchecked(path, SkippedItems(), split="trian")
+
+
+def test_a_coco_file_names_the_source_that_reads_it(folder: Path) -> None:
+    """A COCO file has pairs, but in two lists."""
+    path = folder / "captions.json"
+    path.write_text('{"images": [], "annotations": []}')
+    with pytest.raises(InputError, match="is a COCO file, not pairs; use the source coco with"):
+        read_pairs(path, SkippedItems())
+
+
+def test_the_broken_row_of_flickr30k_is_skipped_alone(folder: Path) -> None:
+    """One row of the real file has two fields in place of three."""
+    path = folder / "results.csv"
+    row = "2.jpg| 4   A dog runs\n"
+    path.write_text(f"image_name| comment_number| comment\n1.jpg| 0| A dog\n{row}é.jpg| 0| x\n")
+    skipped = SkippedItems(0.5)
+    assert [image.id for image in read_pairs(path, skipped).images] == ["1", "é"]
+    assert [item.location for item in skipped.items] == [f"{path}:3"]
 
 
 def test_line_numbers_are_those_of_the_file(folder: Path) -> None:

@@ -50,11 +50,13 @@ def read_pairs(
     wanted = parse_columns(columns)
     total = 0
     pairs: list[tuple[str, str, str]] = []
-    for location, row in _read_rows(path, wanted, split):
+    is_json, rows = _read_rows(path, wanted, split)
+    for location, row in rows:
         total += 1
         try:
             pairs += (
-                (location, *pair) for pair in _parse_row(row, location, wanted, ignore_fields)
+                (location, *pair)
+                for pair in _parse_row(row, location, wanted if is_json else None, ignore_fields)
             )
         except InputError as error:
             skipped.add_or_raise(location, error)
@@ -84,16 +86,19 @@ def read_pairs(
 
 def _read_rows(
     path: Path, wanted: Columns | None, split: str | None
-) -> Iterator[tuple[str, object]]:
-    """Yield every unchecked row with its location."""
+) -> tuple[bool, Iterator[tuple[str, object]]]:
+    """Return whether a file is JSON, and its unchecked rows with their location; those of a table have known names."""
     try:
         with path.open("rb") as file:
             start = file.read(_START)
     except OSError as error:
         raise AnnotationError(f"cannot read {path}: {error.strerror}; check the path") from error
-    if start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] not in (b"{", b"["):
-        yield from read_table(path, wanted)
-        return
+    is_json = start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[")
+    return is_json, _json_rows(path, split) if is_json else iter(read_table(path, wanted))
+
+
+def _json_rows(path: Path, split: str | None) -> Iterator[tuple[str, object]]:
+    """Yield records, or the images of Karpathy's JSON."""
     for location, record in read_records(path):
         if not isinstance(record, dict) or not isinstance(record.get("images"), list):
             yield location, record
