@@ -340,6 +340,11 @@ def test_reading_a_header_decodes_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     """Annotations need the size of every image of a data set."""
     for image_format in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"):
         (tmp_path / image_format).write_bytes(encoded(noise(40, 30), image_format))
+    png = (tmp_path / "PNG").read_bytes()
+    # ImageMagick writes texts after the pixels.
+    (tmp_path / "PNG").write_bytes(
+        png[:-12] + struct.pack(">I", 9) + b"tEXtdate\0long" + bytes(4) + png[-12:]
+    )
     monkeypatch.setattr(Image, "_getdecoder", lambda *_: pytest.fail("it was decoded"))
     for path in tmp_path.iterdir():
         header = read_image_header(path)

@@ -23,7 +23,12 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from caldera.errors import ImageError, check_ranges
 from caldera.files.atomic import file_exists
-from caldera.images.file_types import START_BYTES, identify_image_format, identify_other_file
+from caldera.images.file_types import (
+    START_BYTES,
+    identify_image_format,
+    identify_other_file,
+    lacks_end,
+)
 
 _PLUGINS: Mapping[str, type[ImageFile.ImageFile]] = {
     "JPEG": JpegImageFile,
@@ -40,6 +45,9 @@ _SCALES = (1, 2, 4, 8)
 
 _JPEG_FACTOR = 8
 """Factor of the limit on the pixels that a JPEG may have before it is reduced."""
+
+_PNG_EXIF_KEYWORDS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
+"""Keywords of texts in PNGs that hold EXIF data."""
 
 _PILLOW_ERRORS = (OSError, ValueError, SyntaxError, LookupError, TypeError, struct.error)
 """Exceptions of Pillow for a broken file."""
@@ -199,7 +207,7 @@ def is_truncated(path: Path) -> bool:
     """Return whether an image can be decoded only in part, as the end of its file is missing."""
     content = read_bytes(path, DecodingConfig(max_bytes=1 << 62))
     try:
-        if _lacks_end(content, identify_image_format(content)):
+        if lacks_end(content, identify_image_format(content)):
             decode_image(content, str(path))
     except ImageError as error:
         return isinstance(error, TruncatedImageError)
@@ -242,7 +250,7 @@ def _parse_header(file: BinaryIO, name: str) -> ImageHeader:
         if isinstance(image, TiffImageFile):
             orientation = image.tag_v2.get(ExifTags.Base.Orientation)
             return ImageHeader("TIFF", width, height, _valid_orientation(orientation))
-        if image.format == "PNG" and _png_ends_with_metadata(file):
+        if image.format == "PNG" and _png_ends_with_exif(file):
             image.load()
         return ImageHeader(str(image.format), width, height, _orientation(image))
 
@@ -258,17 +266,18 @@ def _stored_size(image: ImageFile.ImageFile, name: str) -> tuple[int, int]:
     return int(tags[ExifTags.Base.ImageWidth]), int(tags[ExifTags.Base.ImageLength])
 
 
-def _png_ends_with_metadata(file: BinaryIO) -> bool:
-    """Return whether a PNG has chunks after its pixels, which may have its orientation."""
+def _png_ends_with_exif(file: BinaryIO) -> bool:
+    """Return whether a PNG has EXIF data, which may have its orientation, after its pixels."""
     position, has_pixels = 8, False
     while True:
         file.seek(position)
-        start = file.read(8)
-        if has_pixels and start[4:] not in (b"IDAT", b"IEND"):
-            return len(start) == 8
-        if len(start) < 8 or start[4:] == b"IEND":
+        start = file.read(40)
+        kind = start[4:8]
+        if len(start) < 8 or kind == b"IEND":
             return False
-        has_pixels = has_pixels or start[4:] == b"IDAT"
+        if has_pixels and (kind == b"eXIf" or start[8:].startswith(_PNG_EXIF_KEYWORDS)):
+            return True
+        has_pixels = has_pixels or kind == b"IDAT"
         position += 12 + int.from_bytes(start[:4])
 
 
@@ -289,7 +298,7 @@ def _opened_image(file: BinaryIO, name: str) -> Iterator[ImageFile.ImageFile]:
         raise
     except _PILLOW_ERRORS as error:
         file.seek(0)
-        if _lacks_end(file.read(), image_format):
+        if lacks_end(file.read(), image_format):
             raise TruncatedImageError(
                 f"{name} is a truncated {image_format} image, the end of the file is missing; replace it, "
                 "or train with --allow-truncated"
@@ -307,23 +316,6 @@ def _describe_other_file(start: bytes, name: str) -> str:
     if other.is_image:
         return f"{name} is {other.name}, which is not supported; convert it to JPEG or PNG"
     return f"{name} is {other.name}, not an image; replace or remove it"
-
-
-def _lacks_end(content: bytes, image_format: str | None) -> bool:
-    """Return whether a file ends before its image does, as far as its format has that."""
-    match image_format:
-        case "JPEG":
-            return content.rfind(b"\xff\xd9") <= content.rfind(b"\xff\xda")
-        case "PNG":
-            return b"IEND" not in content[-1024:]
-        case "GIF":
-            return not content.rstrip(b"\0").endswith(b";")
-        case "WEBP":
-            return int.from_bytes(content[4:8], "little") + 8 > len(content)
-        case "BMP":
-            return int.from_bytes(content[2:6], "little") > len(content)
-        case _:
-            return False
 
 
 def _orientation(image: Image.Image) -> int:

@@ -103,6 +103,23 @@ def identify_other_file(start: bytes) -> FileType | None:
     return FileType("a text file", is_image=False) if _is_text(start) else None
 
 
+def lacks_end(content: bytes, image_format: str | None) -> bool:
+    """Return whether a file ends before its image does, as far as its format has that."""
+    match image_format:
+        case "JPEG":
+            return content.rfind(b"\xff\xd9") <= content.rfind(b"\xff\xda")
+        case "PNG":
+            return b"IEND" not in content[-1024:]
+        case "GIF":
+            return not content.rstrip(b"\0").endswith(b";")
+        case "WEBP":
+            return int.from_bytes(content[4:8], "little") + 8 > len(content)
+        case "BMP":
+            return int.from_bytes(content[2:6], "little") > len(content)
+        case _:
+            return False
+
+
 def _is_text(start: bytes) -> bool:
     """Return whether bytes are text in UTF-8, which may be cut within a character."""
     try:
