@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -201,7 +202,7 @@ def test_a_stopped_run_counts_the_verdicts_that_are_kept(
     def script(request: dict[str, Any], count: int) -> Answer:
         if count == 4:
             os.kill(os.getpid(), number)
-        return fair(request)
+        return replace(fair(request), delay=0.1)
 
     server, bench = serve(script), make_bench(30)
     with pytest.raises(Interrupted, match=r"^stopped; (\d+) of 30 verdicts are kept in") as caught:
