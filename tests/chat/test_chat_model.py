@@ -16,7 +16,7 @@ from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.devices import DeviceConfig
 from caldera.errors import CalderaError, ImageError, ModelFormatError, UsageError
 from caldera.formats.model_folder import save_model_folder
-from caldera.inference.engine import EngineConfig
+from caldera.inference.engine import Engine, EngineConfig
 from caldera.inference.sampling import SamplingParams
 from caldera.model.bundle import LlavaBundle
 
@@ -118,6 +118,18 @@ def test_answers_are_awaited(llava: ChatModel, photos: Path) -> None:
     assert "".join(texts) == answers[0]
     assert len(texts) > 1
     assert ticks > 9
+
+
+def test_any_number_of_answers_is_awaited(assistant: LlavaBundle) -> None:
+    """More than the engine's queue takes wait for their turn."""
+    engine = Engine(assistant, EngineConfig(slots=1, max_waiting=1))
+
+    async def ask() -> list[str]:
+        pending = [model.achat("what?", max_new_tokens=2) for _ in range(7)]
+        return await asyncio.gather(*pending)
+
+    with ChatModel(engine) as model:
+        assert asyncio.run(ask()) == [model.chat("what?", max_new_tokens=2)] * 7
 
 
 def test_a_stream_that_is_left_frees_its_slot(llava: ChatModel) -> None:

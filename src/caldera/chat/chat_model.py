@@ -16,7 +16,7 @@ from caldera.chat.messages import read_messages
 from caldera.chat.session import Session, user_turn
 from caldera.conversation import Conversation, ImageRef
 from caldera.devices import DeviceConfig, DtypeName, choose_device
-from caldera.errors import UnknownNameError, UsageError, shorten_value
+from caldera.errors import QueueFullError, UnknownNameError, UsageError, shorten_value
 from caldera.formats.model_paths import find_model
 from caldera.formats.open_model import load_model
 from caldera.formats.weight_names import read_weights, stored_dtype
@@ -63,6 +63,9 @@ def with_stored_dtype(folder: Path, compute: DeviceConfig) -> DeviceConfig:
     is_fp32 = stored_dtype(read_weights(find_model(folder))) == torch.float32
     return replace(compute, dtype=torch.float32) if is_fp32 else compute
 
+
+_QUEUE_SECONDS = 0.02
+"""Seconds between two attempts to join a full queue."""
 
 Question = str | Mapping[str, Any] | Sequence[Mapping[str, Any]] | Conversation
 """A question: a text, messages as of OpenAI's API or of transformers, or a conversation that ends with the user."""
@@ -136,7 +139,7 @@ class ChatModel(AbstractContextManager["ChatModel"]):
     ) -> AsyncIterator[str]:
         """Yield the answer like `stream`, without blocking the event loop."""
         request = await asyncio.to_thread(self._request, question, images, settings)
-        stream = self.engine.submit(request)
+        stream = await self._submit_later(request)
         try:
             async for delta in stream:
                 if delta.text:
@@ -254,6 +257,14 @@ class ChatModel(AbstractContextManager["ChatModel"]):
             {name: value for name, value in settings.items() if name not in ("image", "images")}
         )
         return Request(self._prompt(question, to_image_list([*images, *keyword_images])), sampling)
+
+    async def _submit_later(self, request: Request) -> AnswerStream:
+        """Request an answer as soon as the engine's queue has room, so that any number can be awaited together."""
+        while True:
+            try:
+                return self.engine.submit(request)
+            except QueueFullError:
+                await asyncio.sleep(_QUEUE_SECONDS)
 
     def _checked_prompt(self, question: object, images: Sequence[object]) -> Prompt:
         """Return a prompt that fits into the model's context."""

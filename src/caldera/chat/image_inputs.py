@@ -24,6 +24,9 @@ _CHANNELS = (1, 3, 4)
 """Channels of gray, RGB and RGBA."""
 
 _INPUTS = "a path, bytes, an open file, a Pillow image, an array, a tensor or a data: URL"
+_MAX_PATH = 1000
+"""Characters from which a text is no path, so that no message repeats content."""
+
 _NAME = "the image"
 _URL = re.compile(r"https?://", re.IGNORECASE)
 
@@ -80,7 +83,7 @@ def decode_input(image: object, fetch: FetchImage | None = None) -> Image.Image:
         case str():
             return _decode_text(image, fetch)
         case PathLike():
-            return open_image(Path(image).expanduser())
+            return _decode_file_at(str(image))
         case bytes() | bytearray() | memoryview():
             return decode_image(bytes(image), _NAME)
         case Image.Image():
@@ -88,7 +91,7 @@ def decode_input(image: object, fetch: FetchImage | None = None) -> Image.Image:
         case np.ndarray():
             return _decode_array(image, is_tensor=False)
         case Tensor():
-            array = image.detach().cpu()
+            array = image.detach().to_dense().cpu()
             return _decode_array(
                 (array.float() if array.is_floating_point() else array).numpy(), is_tensor=True
             )
@@ -130,7 +133,17 @@ def _decode_record(value: object, fetch: FetchImage | None) -> Image.Image:
             return decode_image(inline_image_bytes(source.content), _NAME)
     except ConversationError as error:
         raise ImageError(str(error)) from None
-    return open_image(Path(source.path).expanduser())
+    return _decode_file_at(source.path)
+
+
+def _decode_file_at(path: str) -> Image.Image:
+    """Decode the image file at a path."""
+    if len(path) > _MAX_PATH or "\0" in path:
+        raise ImageError(f"{shorten_value(path)} is no path of an image; give {_INPUTS}")
+    # RuntimeError: there is no such user.
+    with suppress(RuntimeError):
+        return open_image(Path(path).expanduser())
+    return open_image(Path(path))
 
 
 def _decode_file(file: ReadableFile) -> Image.Image:
