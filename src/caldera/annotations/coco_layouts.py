@@ -46,7 +46,7 @@ def find_source(
     if captions or boxes:
         files = [file for file in (boxes, captions) if file]
         folders = [*image_folders(path, split)]
-        folders += [folder for file in files for folder in image_folders(file.parent, split)]
+        folders += [folder for file in files for folder in _folders_near(file, split)]
         return CocoSource(captions, boxes, tuple(dict.fromkeys(folders)), {})
     if path.is_file():
         return _from_content(path.parent, None, {path: read_object(path)})
@@ -67,6 +67,17 @@ def image_folders(folder: Path, split: str | None) -> list[Path]:
     names = [split, f"images/{split}"] if split else []
     nearby = [folder / name for name in (*names, *_IMAGE_FOLDERS)]
     return [*nearby, folder]
+
+
+def _folders_near(file: Path, split: str | None) -> list[Path]:
+    """Return the folders near an annotation file that may have its images."""
+    parents = [file.parent, *([file.parent.parent] if file.parent.name == "annotations" else ())]
+    return [
+        folder
+        for parent in parents
+        for name in (split, file.stem)
+        for folder in image_folders(parent, name)
+    ]
 
 
 def _choose_split(folder: Path, splits: list[str], split: str | None) -> str:
@@ -118,7 +129,7 @@ def _from_content(
         boxes = files[:1]
     file = (boxes or captions)[0]
     # Beside the file first: names of other splits are often the same.
-    folders = [file.parent, *image_folders(file.parent, split), *image_folders(folder, split)]
+    folders = [file.parent, *_folders_near(file, split), *image_folders(folder, split)]
     return CocoSource(
         captions[0] if captions else None,
         boxes[0] if boxes else None,
