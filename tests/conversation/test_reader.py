@@ -248,3 +248,9 @@ def test_a_folder_is_no_data_file(tmp_path: Path) -> None:
     """One without tables is an error of the path, not advice to import it."""
     with pytest.raises(InputError, match="Is a directory; check the path"):
         read_conversations(tmp_path)
+
+
+def test_a_table_of_captions_names_the_command_that_reads_it(tmp_path: Path) -> None:
+    """With the path, to be copied."""
+    with pytest.raises(InputError, match=r"caldera data import captions .*a\.csv --out NEW\.json"):
+        read_conversations(tmp_path / "a.csv")

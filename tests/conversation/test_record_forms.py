@@ -37,6 +37,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "LLaVA, both fields": {**LLAVA, "images": ["a.jpg"]},
     "LLaVA, empty fields": {**LLAVA, "video": None, "model": "", "images": []},
     "image_path": {"image_path": "a.jpg", "conversations": LLAVA["conversations"]},
+    "MMMU": {"question": "<image 1>\nWhat is it?", "answer": "A bear.", "image_1": "a.jpg", "image_2": None},
     "ShareGPT": {
         "conversations": [{"role": "USER", "content": "<image>\nWhat is it?"}, ANSWER],
         "images": ["a.jpg"],
@@ -80,6 +81,9 @@ FORMS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """The same dialogue in each form."""
 
+CHANGED = ("MMMU", "no mark", "system", "Ollama", "ms-swift", "question and answer", "The Cauldron")
+"""Forms of which something is noted."""
+
 
 @pytest.mark.parametrize("form", FORMS)
 def test_each_form_is_read(form: str) -> None:
@@ -88,8 +92,7 @@ def test_each_form_is_read(form: str) -> None:
     notes: list[str] = []
     conversation = parser.parse(FORMS[form], "f[0]", notes, "f-0")
     assert to_record(conversation) == LLAVA
-    is_changed = form in ("no mark", "system", "Ollama", "ms-swift", "question and answer", "The Cauldron")  # fmt: skip
-    assert len(notes) == is_changed
+    assert len(notes) == (form in CHANGED)
 
 
 WRAPPERS = {
@@ -151,7 +154,7 @@ def test_numbers_are_text(tmp_path: Path) -> None:
         ({"query": "a", "response": "b", "messages": [1]}, "has both messages and query and response"),
         ({"query": "a", "response": "b", "history": "c"}, "field 'history' should be a list of pairs"),
         ({"texts": [{"user": "a", "assistant": "b"}, {"user": "c"}]}, "expected a turn with user and assistant"),
-        ({"image": "a.jpg", "caption": "x"}, "caldera data import captions"),
+        ({"image": "a.jpg", "caption": "x"}, "caldera data import captions FILE --out NEW.json"),
         ({"id": True, **messages(TEXT)}, "field 'id' should be a text or a whole number"),
         (messages(TEXT, image="x" * 999, imagee="y" * 999), "unknown field 'imagee'"),
     ],

@@ -217,6 +217,10 @@ def located_records(
             f"{file} holds tables of the datasets library; convert it with: caldera data import llava {file} "
             "--out NEW.json"
         )
+    if file.suffix.lower() in (".csv", ".tsv"):
+        raise InputError(
+            f"{file} is a table; captions in it are read by: caldera data import captions {file} --out NEW.json"
+        )
     for location, record in read_records(file, on_bytes_read, on_broken_line):
         if location != str(file) and location != f"{file}:1":
             yield location, record

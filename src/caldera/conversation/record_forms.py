@@ -1,5 +1,6 @@
 """Records as turns and images, in the forms of LLaVA, ShareGPT, OpenAI, ms-swift, alpaca and The Cauldron."""
 
+import itertools
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -88,19 +89,14 @@ class RecordParser:
                 f"a record should be a JSON object, got {shorten_value(record)}"
             )
         turns, turn_fields = self._turns(record)
-        image_fields = [
-            name for name in record if name in IMAGE_FIELDS and not is_empty(record[name])
-        ]
         raw = RawRecord(_identity(record.get("id"), default_id), [])
-        if image_fields:
-            raw.images = parse_images(record[image_fields[0]])
+        image_fields = _image_fields(record)
+        for name in image_fields[:1]:
+            raw.images = parse_images(record[name])
             raw.keys = tuple(image.key for image in raw.images if image.key)
-            # Several fields may hold the same images.
-            image_fields[1:] = [
-                name
-                for name in image_fields[1:]
-                if _wrapped(record[name]) == _wrapped(record[image_fields[0]])
-            ]
+        if not image_fields:
+            image_fields = _numbered_fields(record)
+            raw.images = parse_images([record[name] for name in image_fields])
         used = {"id", *turn_fields, *image_fields}
         for number, turn in enumerate(turns, start=1):
             self._add_turn(raw, turn, number)
@@ -271,6 +267,23 @@ def _identity(value: object, default: str) -> str:
     return str(value)
 
 
+def _image_fields(record: dict[str, Any]) -> list[str]:
+    """Return the field that holds the images of a record, and the others that hold the same."""
+    names = [name for name in record if name in IMAGE_FIELDS and not is_empty(record[name])]
+    if len(names) < 2:
+        return names
+    names.sort(key=IMAGE_FIELDS.index)
+    images = _wrapped(record[names[0]])
+    return [name for name in names if _wrapped(record[name]) == images]
+
+
+def _numbered_fields(record: dict[str, Any]) -> list[str]:
+    """Return the fields image_1, image_2 ... that hold the images of a record, as in MMMU."""
+    count = itertools.count(1)
+    names = map("image_{}".format, count)
+    return list(itertools.takewhile(lambda name: not is_empty(record.get(name)), names))
+
+
 def _wrapped(value: object) -> list[object]:
     return value if isinstance(value, list) else [value]
 
@@ -328,7 +341,7 @@ def _form_error(record: dict[str, Any], forms: Sequence[str]) -> ConversationErr
             f"a record has both {' and '.join(forms[:2])}; it needs one of them"
         )
     if {"image", "caption"} <= record.keys():
-        advice = "a table of captions is read by: caldera data import captions"
+        advice = "captions are read by: caldera data import captions FILE --out NEW.json"
     else:
         advice = "add it, or use another form of docs/data.md"
     names = ", ".join(str(name)[:30] for name in [*record][:8])
