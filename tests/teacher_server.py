@@ -169,7 +169,7 @@ def write_coco(folder: Path, count: int) -> Path:
     images, captions, boxes = [], [], []
     for number in range(count):
         name = f"{number:04}.png"
-        Image.new("RGB", (5, 3), (number % 251, 99, 9)).save(folder / "small" / name)
+        Image.new("RGB", (40, 30), (number % 251, 99, 9)).save(folder / "small" / name)
         images.append({"id": number, "file_name": name, "width": 40, "height": 30})
         for index in range(2):
             noun = ("dog", "cat", "cup")[number % 3]

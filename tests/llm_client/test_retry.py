@@ -5,7 +5,8 @@ from email.utils import formatdate
 
 import pytest
 
-from caldera.llm_client.retry import RateLimiter, retry_after
+from caldera.llm_client.client import Reply, RequestConfig, TransientError
+from caldera.llm_client.retry import RateLimiter, retry_after, send_with_retries
 
 NOW = 1_800_000_000.0
 
@@ -91,3 +92,39 @@ def test_without_limits_nothing_waits() -> None:
     clock = Clock()
     limiter = RateLimiter(sleep=clock.sleep, clock=clock)
     assert acquire_times(limiter, clock, 1000, 10)[-1] == 100.0
+
+
+@pytest.mark.parametrize(
+    ("error", "shortest", "longest"),
+    [
+        (TransientError("429", limited=True, wait=7.0), 7.0, 7.1),
+        (TransientError("429", limited=True, wait=99999999999.0), 60.0, 60.1),
+        (TransientError("429", limited=True, wait=float("inf")), 60.0, 60.1),
+        (TransientError("429", limited=True, wait=0.0), 1.0, 1.6),
+        (TransientError("429", limited=True), 1.0, 1.6),
+        (TransientError("503"), 1.0, 1.6),
+    ],
+)
+def test_a_request_is_repeated_after_the_requested_pause(
+    error: TransientError, shortest: float, longest: float
+) -> None:
+    """At least that long, up to `max_backoff`; without a pause after 1 s, and up to 50 % of jitter."""
+
+    def second_attempt(name: str) -> float:
+        clock = Clock()
+        times: list[float] = []
+
+        async def send() -> Reply:
+            await limiter.acquire(1)
+            times.append(clock.now)
+            if len(times) == 1:
+                raise error
+            return Reply("", "stop")
+
+        limiter = RateLimiter(sleep=clock.sleep, clock=clock)
+        asyncio.run(send_with_retries(name, send, RequestConfig(max_backoff=60.0), limiter))
+        return times[1] - times[0]
+
+    pauses = {second_attempt(f"task {number}") for number in range(20)}
+    assert shortest <= min(pauses) <= max(pauses) <= longest
+    assert len(pauses) == (20 if longest < 2 else 1)

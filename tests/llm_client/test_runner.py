@@ -1,11 +1,13 @@
 """Runs against a real server: every fault has its consequence, nothing is paid twice, no budget is exceeded."""
 
+import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from email.utils import formatdate
 from itertools import pairwise
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -190,16 +192,56 @@ def test_a_server_that_is_down_ends_the_run(tmp_path: Path, serve: Serve) -> Non
     assert server.count <= 12
 
 
-def test_a_refused_connection_is_reported_by_name(tmp_path: Path) -> None:
-    """It costs nothing, is retried, and ends the run."""
+def test_a_reply_that_does_not_arrive_is_requested_again(tmp_path: Path, serve: Serve) -> None:
+    """After `timeout`; it may have been billed, so it counts with its maximum cost."""
+    server = serve(lambda request, number: Answer(good(request).body, delay=30.0 * (number == 0)))
+    requests = RequestConfig(concurrency=1, timeout=0.5, initial_backoff=0.0)
+    config = teacher_config(write_coco(tmp_path / "coco", 2), server.url, request_config=requests)
+    out = tmp_path / "data.json"
+    generate(config, out)
+    assert len(read_conversations(out)) == 2
+    assert server.count == 3
+    [missed] = [line for line in read_lines(out, "journal.jsonl") if "missed" in line]
+    assert missed["reason"] == "no reply in 0.5 s"
+    assert missed["cost"] > 0
+
+
+@pytest.fixture
+def no_tls(loopback: None) -> Iterator[str]:
+    """Return the address of a server that answers TLS in plain text."""
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    async def listen() -> asyncio.Server:
+        return await asyncio.start_server(refuse, "127.0.0.1", 0)
+
+    loop = asyncio.new_event_loop()
+    server = loop.run_until_complete(listen())
+    thread = Thread(target=loop.run_forever)
+    thread.start()
+    yield f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    loop.call_soon_threadsafe(server.close)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+@pytest.mark.parametrize("tls_fails", [False, True])
+def test_a_failed_connection_is_reported_by_name(
+    tmp_path: Path, no_tls: str, *, tls_fails: bool
+) -> None:
+    """Whether it is refused or TLS fails: it costs nothing, is retried, and ends the run."""
     requests = RequestConfig(
         retries=1, initial_backoff=0.0, max_consecutive_failures=1, concurrency=1
     )
-    config = teacher_config(
-        write_coco(tmp_path / "coco", 3), "http://127.0.0.1:9/v1", request_config=requests
-    )
+    folder, out = write_coco(tmp_path / "coco", 3), tmp_path / "data.json"
+    address = no_tls if tls_fails else "http://127.0.0.1:9/v1"
     with pytest.raises(LLMClientError, match="connection: Connect"):
-        generate(config, tmp_path / "data.json")
+        generate(teacher_config(folder, address, request_config=requests), out)
+    missed = [line for line in read_lines(out, "journal.jsonl") if "missed" in line]
+    assert [line["cost"] for line in missed] == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("limit", [{"max_requests": 13}, {"max_cost": 0.03}])

@@ -26,7 +26,11 @@ from caldera.instructions.dialogues import (
     plan_dialogues,
 )
 from caldera.instructions.llm_teacher.collect import CollectedReplies, collect, write_side_files
-from caldera.instructions.llm_teacher.prompts import TeacherPrompt, load_prompts
+from caldera.instructions.llm_teacher.prompts import (
+    KINDS_WITHOUT_BOXES,
+    TeacherPrompt,
+    load_prompts,
+)
 from caldera.instructions.llm_teacher.reply_checks import reply_checker
 from caldera.llm_client.budget import Budget, Price, estimate_tokens, max_tokens_of
 from caldera.llm_client.client import LLMClient, RequestConfig
@@ -205,7 +209,7 @@ def estimate_cost(
     mean_reply = {kind: _mean_reply_tokens(prompt, config) for kind, prompt in prompts.items()}
     counts = Counter[Kind]()
     prompt_tokens = max_prompt_tokens = reply_tokens = 0
-    for dialogue in plan_dialogues(annotations.images, kinds, seed):
+    for dialogue in _plan_answerable(annotations, kinds, seed):
         messages = prompts[dialogue.kind].messages(dialogue.kind, dialogue.images)
         counts[dialogue.kind] += 1
         prompt_tokens += sum(estimate_tokens(message["content"]) for message in messages)
@@ -221,6 +225,19 @@ def estimate_cost(
         price.cost(prompt_tokens, reply_tokens) if price else None,
         price.cost(max_prompt_tokens, max_reply_tokens) if price else None,
     )
+
+
+def _plan_answerable(
+    annotations: AnnotationSet, kinds: Mapping[Kind, float], seed: int
+) -> Iterator[Dialogue]:
+    """Yield the planned dialogues whose images have what the teacher is sent: captions, and boxes for most kinds."""
+    for dialogue in plan_dialogues(annotations, kinds, seed):
+        needs_boxes = annotations.categories and dialogue.kind not in KINDS_WITHOUT_BOXES
+        has_all = all(
+            image.captions and (image.instances or not needs_boxes) for image in dialogue.images
+        )
+        if has_all and (dialogue.kind != "context" or len(dialogue.images) > 1):
+            yield dialogue
 
 
 def _mean_reply_tokens(prompt: TeacherPrompt, config: LLMTeacherConfig) -> int:
@@ -254,7 +271,7 @@ def generate_with_llm(
     model = config.model if config.teacher == "openai" else f"replay of {config.replay_from}"
     fingerprint = fingerprint_of(model, prompts, config.request_config, annotations.images)
     # Planned anew for each use, as every dialogue has a fresh random generator.
-    dialogues = partial(plan_dialogues, annotations.images, kinds, seed)
+    dialogues = partial(_plan_answerable, annotations, kinds, seed)
     folder = run_folder(out)
     with lock_folder(folder), deferred_signals():
         run = check_or_write(
@@ -277,7 +294,7 @@ def generate_with_llm(
                 request_config=config.request_config,
                 run=run,
             )
-            total = count_dialogues(annotations.images, kinds, seed).total()
+            total = sum(1 for _ in dialogues())
             num_decided = sum(journal.is_decided(dialogue.id) for dialogue in dialogues())
             with progress.task("asking the teacher", total, num_decided) as tick:
                 stop_reason = _run(RequestRunner(runner_config, tick), client, dialogues())
@@ -285,7 +302,13 @@ def generate_with_llm(
         finally:
             journal.close()
         write_side_files(folder, collected)
-        return _finish(collected, stop_reason, out, total)
+        data = _finish(collected, stop_reason, out, total)
+        planned = count_dialogues(annotations.images, kinds, seed).total()
+        if planned > total:
+            data.rejected["images without the captions or boxes that a kind needs"] = (
+                planned - total
+            )
+        return data
 
 
 def _build_request(prompts: Mapping[Kind, TeacherPrompt], dialogue: Dialogue) -> LLMRequest:
