@@ -92,6 +92,18 @@ def test_a_template_that_must_be_guessed_is_asked_for(
     assert not (llava_hf / "never").exists()
 
 
+def test_quantized_weights_are_rejected(llava_hf: Path) -> None:
+    """A folder of another bit width is named by its setting, which is cut (fault E7)."""
+    set_template(llava_hf, "chat_template.jinja", VICUNA)
+    config = json.loads((llava_hf / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "awq", "bits": 4, "group_size": 128}
+    (llava_hf / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        ModelFormatError, match=r"has quantization_config \{'quant_method': 'awq'.{,20}\.\.\."
+    ):
+        load_model(llava_hf)
+
+
 def test_pickles_are_converted_first(llava_hf: Path) -> None:
     """A folder with torch's files alone is not loaded directly; the message names the converter (fault E1)."""
     set_template(llava_hf, "chat_template.jinja", VICUNA)

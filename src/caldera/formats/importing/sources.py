@@ -13,7 +13,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from caldera.errors import ModelFormatError, UsageError, describe_validation_error
+from caldera.errors import (
+    ModelFormatError,
+    UsageError,
+    describe_validation_error,
+    shorten_value,
+)
 from caldera.formats import weight_names
 from caldera.formats.assemble import CONTRASTIVE_MODELS
 from caldera.formats.chat_template import require_known_template
@@ -254,7 +259,8 @@ def _llava_hf_config(settings: dict[str, Any], file: Path) -> Any:  # noqa: ANN4
     }
     for name, values in supported.items():
         if settings.get(name) not in values:
-            raise ModelFormatError(f"{file} has {name} {settings[name]!r}, which is not supported")
+            value = shorten_value(settings[name])
+            raise ModelFormatError(f"{file} has {name} {value}, which is not supported")
     if type(settings.get("vision_feature_layer", -2)) is not int:
         raise ModelFormatError(
             f"{file} has vision_feature_layer {settings['vision_feature_layer']!r}; only a single layer is supported"

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import CLIPVisionConfig, PretrainedConfig
 
-from caldera.errors import ModelFormatError
+from caldera.errors import ModelFormatError, shorten_value
 from caldera.formats.config import sub_config
 from caldera.images.processor import ImageProcessor
 from caldera.model.projector import PROJECTORS
@@ -136,7 +136,7 @@ def _check_supported(config: Mapping[str, Any], file: Path) -> None:
         if config.get(name) not in values:
             valid = ", ".join(str(value) for value in values if value is not None) or "none"
             raise ModelFormatError(
-                f"{file} has {name} {config[name]!r}, which is not supported; known: {valid}"
+                f"{file} has {name} {shorten_value(config[name])}, which is not supported; known: {valid}"
             )
     if config.get("mm_use_im_start_end"):
         raise ModelFormatError(
