@@ -149,11 +149,11 @@ def test_images_of_another_machine_are_found(
     data = tmp_path / "DATA.JSONL"
     data.write_text(json.dumps({"messages": turns, "images": ["D:\\set\\photos\\1.png"]}))
 
-    found = call("data", "check", data)
-    named = call("data", "check", data, "--images-from", f"D:\\set={photos.parent}")
+    guessed = call("data", "check", data)
+    mapped = call("data", "check", data, "--images-from", f"D:\\set={photos.parent}")
     missing = call("data", "check", data, "--images", tmp_path / "photos" / "nowhere")
 
-    assert (found.returncode, named.returncode, missing.returncode) == (0, 0, 3)
+    assert (guessed.returncode, mapped.returncode, missing.returncode) == (0, 0, 3)
     assert "image found by the end of its absolute path" in caplog.text
     assert "1 x number read as text" in caplog.text
     assert "--images-from OLD=NEW" in missing.stderr

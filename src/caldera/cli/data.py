@@ -204,11 +204,12 @@ def generate(
     llm_teacher = llm_teacher_from(
         teacher, api_key_env, base_url, price, settings, **prompting, **limits, **resuming
     )
-    files = {"images": images, "captions": captions, "instances": instances, "boxes": boxes}
     ignored = frozenset(ignore_field or ())
-    options = SourceOptions(split=split, **files, columns=columns, ignore_fields=ignored)
-    task = {"source": source, "path": path, "options": options, "kinds": kinds, "seed": seed}
-    teaching = {"teacher": teacher, "llm_teacher": llm_teacher}
+    files: dict[str, Any] = {"images": images, "captions": captions, "instances": instances}
+    reading: dict[str, Any] = {"columns": columns, "boxes": boxes, "ignore_fields": ignored}
+    options = SourceOptions(split=split, **files, **reading)
+    task: dict[str, Any] = {"source": source, "path": path, "options": options, "kinds": kinds}
+    teaching: dict[str, Any] = {"teacher": teacher, "llm_teacher": llm_teacher, "seed": seed}
     config = GenerateConfig(**task, **teaching, max_bad_fraction=max_bad_fraction)
     if dry_run:
         print_estimate(config)
