@@ -176,3 +176,36 @@ def test_the_docs_list_every_dialect() -> None:
     """The table of docs/data.md has the example of each."""
     text = (DOCS / "data.md").read_text().replace("\\|", "|")
     assert [d.name for d in DIALECTS if f"`{d.example}`" not in text] == []
+
+
+PARTS = st.sampled_from(
+    [
+        {"type": "image"},
+        {"type": "image", "image": "cat.jpg"},
+        {"type": "image", "index": 1},
+        {"type": "image_url", "image_url": {"url": "dog.jpg"}},
+        {"type": "text", "text": "what?"},
+        *({"type": "text", "text": dialect.example} for dialect in DIALECTS),
+    ]
+)
+
+
+@given(
+    st.lists(PARTS, max_size=4),
+    st.lists(st.sampled_from(["cat.jpg", "dog.jpg"]), max_size=3),
+    st.lists(st.sampled_from(["cat.jpg", "bird.jpg"]), max_size=2),
+)
+def test_a_message_never_loses_an_image(
+    parts: list[dict[str, object]], images: list[str], local: list[str]
+) -> None:
+    """Images of the record, of the message and of its parts are all shown, each as often as it was given."""
+    message = {"role": "user", "content": parts or "what?", "images": local}
+    record = {"messages": [message, {"role": "assistant", "content": "x"}], "images": images}
+    try:
+        shown = from_record(record, "f").images
+    except ConversationError:
+        return
+    named = [str(part["image"]) for part in parts if "image" in part]
+    named += ["dog.jpg" for part in parts if "image_url" in part]
+    for expected_paths in (images, local, named):
+        assert all(shown.count(path) >= expected_paths.count(path) for path in expected_paths)
