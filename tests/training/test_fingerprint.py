@@ -1,4 +1,4 @@
-"""A run's fingerprint changes with everything that decides its result and with nothing else; differences are named."""
+"""A run's fingerprint changes with everything that decides its result and with nothing else; each is named."""
 
 import shutil
 from collections.abc import Callable
@@ -51,7 +51,7 @@ def test_a_moved_run_has_the_same_fingerprint(
 
 
 @pytest.mark.parametrize(
-    ("change", "named"),
+    ("change", "message"),
     [
         ("aspect", "image_processor.aspect was square, is pad"),
         ("layer", "vision_feature_layer was -2, is -1"),
@@ -65,7 +65,7 @@ def test_a_moved_run_has_the_same_fingerprint(
     ],
 )
 def test_everything_that_decides_a_result_counts_and_is_named(
-    assistant: LlavaBundle, photos: Path, tmp_path: Path, change: str, named: str
+    assistant: LlavaBundle, photos: Path, tmp_path: Path, change: str, message: str
 ) -> None:
     """Other preparation, features, weights, precision or records give another fingerprint, and the difference."""
     before = fingerprint(assistant, photos)
@@ -99,7 +99,7 @@ def test_everything_that_decides_a_result_counts_and_is_named(
     after = fingerprint(assistant, photos, **changes)
 
     assert after.digest != before.digest
-    assert after.changes(tmp_path, before.digest).startswith(named)
+    assert after.changes(tmp_path, before.digest).startswith(message)
     assert ";" not in after.changes(tmp_path, before.digest)
 
 
@@ -182,7 +182,7 @@ Change = Callable[[list[Any]], list[Any]]
 
 
 @pytest.mark.parametrize(
-    ("change", "named"),
+    ("change", "message"),
     [
         (lambda data: [*data[:7], replace(data[7], id="x"), *data[8:]], "1 record differs, the first 'x'"),
         (lambda data: data[1:], "1 record differs, the first 'r0' (40 records were, 39 are)"),
@@ -198,7 +198,7 @@ def test_a_run_is_not_resumed_with_other_data(
     tmp_path: Path,
     interrupt: Callable[[TrainingJob], None],
     change: Change,
-    named: str,
+    message: str,
 ) -> None:
     """The number of different records and the first of them are named (F9)."""
     out = tmp_path / "run"
@@ -209,8 +209,8 @@ def test_a_run_is_not_resumed_with_other_data(
         job(start(), photos, out, data=data, resume=True).run()
 
     assert str(caught.value) == (
-        f"{out} holds a run made with other data, settings or weights: data: {named}; resume it with the former ones, "
-        "or choose another --out"
+        f"{out} holds a run made with other data, settings or weights: data: {message}; resume it with the former "
+        "ones, or choose another --out"
     )
 
 

@@ -27,14 +27,14 @@ STAGE = replace(STAGES["finetune"], save_every=100, eval_every=4)
 Start = Callable[[], LlavaBundle]
 
 
-def calls_first(target: Any, action: Callable[[], object], *, at: int = 1) -> Any:  # noqa: ANN401
-    """Return a function that acts before its call number `at` of `target`."""
+def calls_first(target: Any, action: Callable[[], object], *, call_number: int = 1) -> Any:  # noqa: ANN401
+    """Return a function that acts before call `call_number` of `target`, counted from 1."""
     calls = 0
 
     def call(*args: object, **kwargs: object) -> object:
         nonlocal calls
         calls += 1
-        if calls == at:
+        if calls == call_number:
             action()
         return target(*args, **kwargs)
 
@@ -46,8 +46,8 @@ def send(number: int) -> Callable[[], None]:
     return lambda: signal.raise_signal(number)
 
 
-def during_validation(target: Any, action: Callable[[], object], *, at: int) -> Any:  # noqa: ANN401
-    """Return a validation that acts after the first batch of its call number `at`."""
+def during_validation(target: Any, action: Callable[[], object], *, call_number: int) -> Any:  # noqa: ANN401
+    """Return a validation that acts after the first batch of call `call_number`."""
     calls = 0
 
     def evaluate(model: object, batches: Iterable[object], compute: DeviceConfig) -> object:
@@ -55,9 +55,9 @@ def during_validation(target: Any, action: Callable[[], object], *, at: int) -> 
         calls += 1
 
         def act_after_first() -> Iterator[object]:
-            for number, batch in enumerate(batches):
+            for index, batch in enumerate(batches):
                 yield batch
-                if number == 0 and calls == at:
+                if index == 0 and calls == call_number:
                     action()
 
         return target(model, act_after_first(), compute)
@@ -80,7 +80,7 @@ def assert_resumes_bit_for_bit(start: Start, photos: Path, tmp_path: Path, stage
 
 
 @pytest.mark.parametrize(
-    ("place", "number", "saved"),
+    ("interrupted_call", "number", "saved"),
     [
         ((loop, "training_step", 3), signal.SIGINT, 3),
         ((loop, "training_step", 3), signal.SIGTERM, 3),
@@ -98,17 +98,17 @@ def test_a_signal_ends_training_with_a_checkpoint(
     photos: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    place: tuple[Any, str, int],
+    interrupted_call: tuple[Any, str, int],
     number: int,
     saved: int,
 ) -> None:
     """In a step, a save or a validation: the step is finished and saved once, and the message is exact (F4)."""
     out, stage = tmp_path / "run", replace(STAGE, save_every=5)
-    module, function, at = place
+    module, function, call_number = interrupted_call
     target = getattr(module, function)
     wrap = during_validation if function == "evaluate_loss" else calls_first
     with monkeypatch.context() as patch:
-        patch.setattr(module, function, wrap(target, send(number), at=at))
+        patch.setattr(module, function, wrap(target, send(number), call_number=call_number))
         with pytest.raises(Interrupted) as caught:
             make_job(start(), photos, out, stage).run()
 
@@ -161,7 +161,9 @@ def test_features_that_were_built_before_a_signal_are_used_by_the_next_run(
     encode = image_sources.FrozenTower.encode_all
     with monkeypatch.context() as patch:
         patch.setattr(
-            image_sources.FrozenTower, "encode_all", calls_first(encode, send(signal.SIGINT), at=2)
+            image_sources.FrozenTower,
+            "encode_all",
+            calls_first(encode, send(signal.SIGINT), call_number=2),
         )
         with pytest.raises(
             Interrupted, match=r"stopped while encoding images; the features of 4 of 7 are kept in .*features"
@@ -195,7 +197,7 @@ def test_a_second_signal_ends_at_once(
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     stage = replace(STAGE, save_every=2)
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "training_step", calls_first(training_step, twice, at=6))
+        patch.setattr(loop, "training_step", calls_first(training_step, twice, call_number=6))
         with pytest.raises(KeyboardInterrupt):
             make_job(start(), photos, tmp_path / "run", stage).run()
     for number, handler in handlers.items():
@@ -286,7 +288,7 @@ def test_an_error_in_the_update_keeps_the_last_checkpoint(
 
     stage = replace(STAGE, save_every=2)
     with monkeypatch.context() as patch:
-        update = calls_first(torch.optim.AdamW.step, fail, at=6)
+        update = calls_first(torch.optim.AdamW.step, fail, call_number=6)
         patch.setattr(torch.optim.AdamW, "step", update)
         with pytest.raises(
             TrainingError,
@@ -331,7 +333,7 @@ def test_a_full_disk_ends_training_and_keeps_the_checkpoints(
 
     stage = replace(STAGE, save_every=2)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", calls_first(save_file, fail, at=3))
+        patch.setattr(checkpoint, "save_file", calls_first(save_file, fail, call_number=3))
         with pytest.raises(OutputError, match="step-00000006: No space left on device") as caught:
             make_job(start(), photos, tmp_path / "run", stage).run()
     assert caught.value.exit_code == 4

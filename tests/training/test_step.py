@@ -173,9 +173,9 @@ def test_a_conversation_alone_that_is_too_large_for_memory_says_so(
         evaluate_loss(assistant.model, [batch], FP32)
 
 
-@pytest.mark.parametrize("place", ["forward", "update"])
+@pytest.mark.parametrize("phase", ["forward", "update"])
 def test_other_errors_of_torch_pass_through(
-    assistant: LlavaBundle, photos: Path, monkeypatch: pytest.MonkeyPatch, place: str
+    assistant: LlavaBundle, photos: Path, monkeypatch: pytest.MonkeyPatch, phase: str
 ) -> None:
     """They are bugs, and their traceback is needed."""
 
@@ -183,7 +183,7 @@ def test_other_errors_of_torch_pass_through(
         raise RuntimeError("shapes do not match")
 
     optimizer = build_optimizer(assistant.model, PRETRAIN)
-    if place == "forward":
+    if phase == "forward":
         monkeypatch.setattr(assistant.model, "hidden_states", fail)
     else:
         monkeypatch.setattr(optimizer, "step", fail)

@@ -45,7 +45,7 @@ ENCODE_BATCH = 64
 """Views that the tower encodes together."""
 
 _POLL_SECONDS = 0.05
-"""Seconds between two looks at an image that another process encodes."""
+"""Seconds between two checks of an image that another process encodes."""
 
 
 class ImageSource(Protocol):

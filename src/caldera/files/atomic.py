@@ -110,7 +110,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 backup_folder = _make_sibling(path, _BACKUP_SUFFIX)
                 path.replace(backup_folder / path.name)
             partial.replace(path)
-            # What the caller removes next goes only after the new name is on disk.
+            # Before the caller removes older content, the new name must be on disk.
             _fsync(path.parent)
         except BaseException:
             if not partial.exists():

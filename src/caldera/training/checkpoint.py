@@ -157,8 +157,10 @@ def _name(step: int) -> str:
 
 def _checkpoints(folder: Path) -> list[Path]:
     """List checkpoints, latest first."""
-    found = (path for path in folder.glob("step-*") if path.is_dir() and _NAME.fullmatch(path.name))
-    return sorted(found, reverse=True)
+    folders = (
+        path for path in folder.glob("step-*") if path.is_dir() and _NAME.fullmatch(path.name)
+    )
+    return sorted(folders, reverse=True)
 
 
 def _digest(file: Path) -> str:

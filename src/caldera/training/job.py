@@ -213,7 +213,7 @@ class TrainingJob:
 
     @property
     def resume_advice(self) -> str:
-        """How to continue the run, for messages."""
+        """The command that continues the run, for messages."""
         return f"repeat the command {'' if self.resume else 'with --resume '}to continue"
 
     def _choose_image_source(

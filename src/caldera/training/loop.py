@@ -283,7 +283,7 @@ class _Loop:
 
     @contextmanager
     def save_on_error(self, step: int) -> Iterator[None]:
-        """Save the state after `step` steps if the block fails before it changes a weight; the error says so."""
+        """Save the state after `step` steps if the block fails before it changes a weight; the error names the step."""
         try:
             yield
         except UpdateError as error:

@@ -153,6 +153,6 @@ def _update(optimizer: torch.optim.Optimizer, trainable: Sequence[nn.Parameter])
 
 
 def _first_sentences(error: Exception) -> str:
-    """Return the beginning of an error's text, which tells the size of the allocation."""
+    """Return the beginning of an error's text, which has the size of the allocation."""
     line = str(error).strip().split("\n")[0]
     return ". ".join(line.split(". ")[:2]).rstrip(".") or type(error).__name__
