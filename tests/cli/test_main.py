@@ -41,7 +41,7 @@ def test_help_begins_with_examples_and_imports_nothing_heavy() -> None:
         ("data generate coco x --out y --teacher openai --price 1", 2, "--price 1 is not two numbers"),
         ("data generate coco x --out y --teacher openai --set retry=1", 2, "did you mean 'retries'?"),
         ("data check nowhere.json", 3, "cannot read nowhere.json"),
-        ("chat nowhere", 3, "nowhere is not a folder"),
+        ("chat nowhere", 3, "nowhere does not exist"),
         ("chat . --image no.png", 3, "no.png does not exist"),
         ("demo --recipe dmo", 2, "did you mean 'demo'?"),
         ("demo --recipe llava_7b", 2, "run it with: caldera train recipe llava_7b"),

@@ -23,6 +23,7 @@ from caldera.cli.interruptions import StoppableGroup
 from caldera.cli.options import (
     Device,
     Dtype,
+    ModelFolder,
     Quantize,
     Set,
     StoredDtype,
@@ -160,7 +161,7 @@ def demo(
 
 @app.command()
 def chat(
-    model: Annotated[Path, typer.Argument(help="Model folder.")],
+    model: ModelFolder,
     image: Annotated[
         list[str] | None, typer.Option(metavar="FILE", help="Image to ask about. Repeatable.")
     ] = None,

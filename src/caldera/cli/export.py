@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 from rich.table import Table
 
-from caldera.cli.options import print_message, print_result, stdout_console
+from caldera.cli.options import ModelFolder, print_message, print_result, stdout_console
 from caldera.errors import ParityError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ JsonReport = Annotated[
 
 
 def export(
-    model: Annotated[Path, typer.Argument(help="Model folder.")],
+    model: ModelFolder,
     to: Annotated[
         str, typer.Option(help="gguf: two files for llama.cpp. original: as in LLaVA's own code.")
     ],
@@ -80,7 +80,7 @@ def export(
 
 
 def parity(
-    model: Annotated[Path, typer.Argument(help="Model folder.")],
+    model: ModelFolder,
     against: Annotated[str, typer.Option(help="transformers or gguf.")],
     gguf: Annotated[Path | None, typer.Option(help="Folder of the GGUF files.")] = None,
     fix_class_token: Annotated[

@@ -12,7 +12,12 @@ Source = Annotated[
     Path | None, typer.Argument(help="Folder of a model; none to join --vision and --language.")
 ]
 OutFolder = Annotated[Path | None, typer.Option("--out", help="Model folder. \\[required]")]
-Template = Annotated[str | None, typer.Option(help="Chat template, such as vicuna_v1.")]
+Template = Annotated[
+    str | None,
+    typer.Option(
+        help="Chat template, such as vicuna_v1, if the folder's own is none of caldera's."
+    ),
+]
 Base = Annotated[Path | None, typer.Option(help="Language model of a delta, adapter or projector.")]
 Vision = Annotated[Path | None, typer.Option(help="Vision tower, in transformers' format.")]
 Language = Annotated[Path | None, typer.Option(help="Language model to join with --vision.")]

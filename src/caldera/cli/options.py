@@ -21,6 +21,9 @@ stdout_console = Console(markup=False, emoji=False)
 stderr_console = Console(stderr=True, markup=False, emoji=False)
 """Console for everything else."""
 
+ModelFolder = Annotated[
+    Path, typer.Argument(help="Model folder of caldera or llava-hf, or the folder of a run.")
+]
 Set = Annotated[
     list[str] | None,
     typer.Option(

@@ -8,6 +8,7 @@ import typer
 
 from caldera.cli.options import (
     Device,
+    ModelFolder,
     Quantize,
     StoredDtype,
     print_message,
@@ -72,7 +73,7 @@ NoAuth = Annotated[
 
 
 def serve(
-    model: Annotated[Path, typer.Argument(help="Model folder.")],
+    model: ModelFolder,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Port = 8000,
     name: Name = None,

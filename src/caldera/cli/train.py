@@ -111,7 +111,7 @@ def pretrain(
 
 @app.command()
 def finetune(
-    model: Annotated[Path, typer.Option(help="Model folder of stage 1.")],
+    model: Annotated[Path, typer.Option(help="Model folder or run of stage 1.")],
     data: Annotated[Path, typer.Option(help="Instruction data in LLaVA's JSON.")],
     out: Annotated[Path, typer.Option(help="Run folder.")],
     lora: Annotated[
@@ -172,7 +172,9 @@ def recipe(
     images: Images = None,
     stage1_model: Annotated[
         Path | None,
-        typer.Option(help="Model folder of a finished stage 1, instead of towers and its data."),
+        typer.Option(
+            help="Model folder or run of a finished stage 1, instead of towers and its data."
+        ),
     ] = None,
     images_from: ImagesFrom = None,
     settings: Set = None,
