@@ -163,17 +163,12 @@ def score(
 
       caldera evaluate score llava-bench --answers reviews/
     """
-    from caldera.evaluation.answer_files import AnswerOptions
-    from caldera.evaluation.benchmark import Sources
     from caldera.evaluation.benchmarks.registry import get_benchmark
     from caldera.evaluation.judging.verdicts import check_valid
 
     spec = get_benchmark(benchmark)
-    sources = Sources(
-        questions=questions,
-        annotations=annotations,
-        prompt_layout=prompt_layout,
-        answer_options=AnswerOptions(answer_field=answer_field, allow_empty=allow_empty),
+    sources = evaluate_judge.sources_from(
+        answer_field, allow_empty, questions, annotations, prompt_layout=prompt_layout
     )
     result = spec.score_answer_files(sources, answers)
     if as_json:

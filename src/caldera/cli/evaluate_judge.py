@@ -13,6 +13,7 @@ from caldera.cli.data import ApiKeyEnv, MaxCost, MaxRequests, NoPrice, Price
 from caldera.cli.options import print_result, stdout_console
 
 if TYPE_CHECKING:
+    from caldera.evaluation.benchmark import Sources
     from caldera.evaluation.judging.judge import Judge
 
 SET_HELP = """
@@ -87,8 +88,6 @@ def judge(
       --annotations answers_gpt4.jsonl --protocol both_orders --judge-url http://127.0.0.1:8000/v1 --judge-model qwen
       --out judged/one
     """
-    from caldera.evaluation.answer_files import AnswerOptions
-    from caldera.evaluation.benchmark import Sources
     from caldera.evaluation.benchmarks.registry import get_benchmark
     from caldera.evaluation.judging.verdicts import check_valid
     from caldera.evaluation.runs.judge_run import JudgeRunConfig, find_protocol, judge_answers
@@ -106,19 +105,12 @@ def judge(
         max_requests=max_requests,
     )
     captions = context or _context_next_to(questions)
-    options = AnswerOptions(answer_field=answer_field, allow_empty=allow_empty)
-    sources = Sources(
-        questions=questions, annotations=annotations, captions=captions, answer_options=options
-    )
+    sources = sources_from(answer_field, allow_empty, questions, annotations, captions=captions)
     config = JudgeRunConfig(
         spec=spec, sources=sources, answers=answers, protocol=protocol, runs=runs, out=out_folder
     )
     scores = judge_answers(config, llm_judge, default_progress())
-    if as_json:
-        typer.echo(json.dumps(scores, ensure_ascii=False, indent=2))
-    else:
-        _print_metrics(scores["metric"], scores["figures"])
-        print_result(f"verdicts  {out_folder / 'verdicts.jsonl'}")
+    _print_scores(scores, out_folder, as_json)
     check_valid(scores["figures"])
 
 
@@ -156,8 +148,6 @@ def ensemble(
       --judge-url http://127.0.0.1:8000/v1 --judge-model qwen --out judged/ensemble
     """
     from caldera.errors import UsageError
-    from caldera.evaluation.answer_files import AnswerOptions
-    from caldera.evaluation.benchmark import Sources
     from caldera.evaluation.judging.verdicts import check_valid
     from caldera.evaluation.runs.ensemble import EnsembleConfig, evaluate_ensemble
     from caldera.progress import default_progress
@@ -174,8 +164,7 @@ def ensemble(
             max_cost=max_cost,
             max_requests=max_requests,
         )
-    options = AnswerOptions(answer_field=answer_field, allow_empty=allow_empty)
-    sources = Sources(questions=questions, annotations=annotations, answer_options=options)
+    sources = sources_from(answer_field, allow_empty, questions, annotations)
     config = EnsembleConfig(sources=sources, first=answers, second=second, out=out_folder)
     metrics = evaluate_ensemble(config, llm_judge, default_progress())
     if as_json:
@@ -183,6 +172,21 @@ def ensemble(
     else:
         _print_ensemble(metrics)
     check_valid(metrics)
+
+
+def sources_from(
+    answer_field: str,
+    allow_empty: bool,
+    questions: Path | None,
+    annotations: Path | None,
+    **others: Any,  # noqa: ANN401 - fields of Sources
+) -> "Sources":
+    """Return a benchmark's files, and how to read the answers."""
+    from caldera.evaluation.answer_files import AnswerOptions
+    from caldera.evaluation.benchmark import Sources
+
+    options = AnswerOptions(answer_field=answer_field, allow_empty=allow_empty)
+    return Sources(questions=questions, annotations=annotations, answer_options=options, **others)
 
 
 def _judge_from(
@@ -217,6 +221,15 @@ def _context_next_to(questions: Path | None) -> Path | None:
     names = ("context.jsonl", "caps_boxes_coco2014_val_80.jsonl")
     paths = [questions.with_name(name) for name in names] if questions else []
     return next((path for path in paths if path.is_file()), None)
+
+
+def _print_scores(scores: Mapping[str, Any], folder: Path, as_json: bool) -> None:
+    """Print the scores of a judge, and the path of its verdicts."""
+    if as_json:
+        typer.echo(json.dumps(scores, ensure_ascii=False, indent=2))
+    else:
+        _print_metrics(scores["metric"], scores["figures"])
+        print_result(f"verdicts  {folder / 'verdicts.jsonl'}")
 
 
 def _print_metrics(title: str, metrics: Mapping[str, Any]) -> None:
