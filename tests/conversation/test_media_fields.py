@@ -11,7 +11,7 @@ TURNS = [{"from": "human", "value": "Describe it."}, {"from": "gpt", "value": "A
 
 def read(ignore: str, **fields: object) -> None:
     """Read a record with fields."""
-    from_record({"id": 1, "conversations": TURNS, **fields}, "f:1", frozenset({ignore}))
+    from_record({"id": 1, "conversations": TURNS} | fields, "f:1", frozenset({ignore}))
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_the_user_may_ignore_a_medium_beside_an_image(name: str) -> None:
     ("name", "value"),
     [
         ("video", None), ("videos", []), ("audio", ""), ("audio", {"path": None, "bytes": None}), ("video", False),
-        ("image", NAN), ("video", [None, ""]), ("model", ""),
+        ("image", NAN), ("video", [None, ""]), ("model", ""), ("id", NAN),
     ],
 )  # fmt: skip
 def test_an_empty_field_is_no_medium(name: str, value: object) -> None:
@@ -59,6 +59,7 @@ def test_an_empty_field_is_no_medium(name: str, value: object) -> None:
     [
         ("image_id", 7), ("video_id", "x"), ("image_width", 640), ("coco_url", "http://x.y/b.jpg"),
         ("image_url", "http://x.y/b.jpg"), ("original_image", "/data/a.jpg"), ("source", "coco"), ("num_images", 1),
+        ("clip_score", 0.3), ("depth", 3), ("video_fps", 30),
     ],
 )  # fmt: skip
 def test_a_fact_about_the_image_is_an_unknown_field(name: str, value: object) -> None:

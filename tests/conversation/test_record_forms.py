@@ -75,6 +75,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "prompt and response": {"prompt": "<image>\nWhat is it?", "response": "A bear.", "image": "a.jpg"},
     "question and answer": {"question": "What is it?", "answer": "A bear.", "image": "a.jpg"},
     "The Cauldron": {"texts": [{"user": "What is it?", "assistant": "A bear.", "source": "x"}], "images": ["a.jpg"]},
+    "pairs": {"conversation": [{"human": "<image>\nWhat is it?", "assistant": "A bear."}], "image": "a.jpg"},
     "columns": {
         "conversations": {"from": ["human", "gpt"], "value": ["<image>\nWhat is it?", "A bear."]}, "image": "a.jpg",
     },

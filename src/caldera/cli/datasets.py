@@ -32,19 +32,25 @@ CheckImages = Annotated[
     bool, typer.Option("--check-images/--no-check-images", help="Check that each image exists.")
 ]
 Split = Annotated[
-    str | None, typer.Option(help="vqa: train2014 ...; scienceqa: train ...; coco: train2017 ...")
+    str | None,
+    typer.Option(help="vqa: train2014 ...; scienceqa, tables: train ...; coco: train2017 ..."),
 ]
 Answers = Annotated[Path | None, typer.Option(help="vqa: file of the annotations.")]
 Layout = Annotated[
     str, typer.Option(help="scienceqa: QCM-LEA, QCM-LEPA, QCM-A, CQM-A ... or letter.")
 ]
+ImporterName = Annotated[
+    str,
+    typer.Argument(help="llava (conversations of any format), vqa, scienceqa, captions or coco."),
+]
+PerImage = Annotated[int, typer.Option(min=0, help="captions, coco: maximum per image; 0 for all.")]
 AnswerPrompt = Annotated[
     str, typer.Option(help="vqa: questions that ask for a short answer: each, first or none.")
 ]
 
 
 def import_data(
-    kind: Annotated[str, typer.Argument(help="llava, vqa, scienceqa, captions or coco.")],
+    kind: ImporterName,
     path: Annotated[Path, typer.Argument(help="File or folder of the data set.")],
     out_file: OutFile,
     images: ImageRoot = None,
@@ -55,9 +61,7 @@ def import_data(
     prompt_layout: Layout = "QCM-LEA",
     answer_prompt: AnswerPrompt = "each",
     columns: Columns = None,
-    per_image: Annotated[
-        int, typer.Option(min=0, help="captions, coco: maximum per image; 0 for all.")
-    ] = 0,
+    per_image: PerImage = 0,
     seed: Annotated[int, typer.Option(help="captions, coco: seed for the wording.")] = 0,
     ignore_field: IgnoreField = None,
     max_bad_fraction: MaxBadFraction = 0.0,
@@ -68,6 +72,8 @@ def import_data(
 
       caldera data import llava llava_v1_5_mix665k.json --images playground/data --out mix665k.json
       --max-bad-fraction 0.01
+
+      caldera data import llava the_cauldron/ai2d --out ai2d.json
 
       caldera data import vqa vqav2/ --split train2014 --images coco/train2014 --out vqa.json
 

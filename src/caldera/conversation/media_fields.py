@@ -79,7 +79,8 @@ def _holds_media(name: str, value: object, used: Collection[str]) -> bool:
     if any(_SUFFIXES.search(text) for text in texts):
         return True
     if any(map(_MEDIA_WORD.fullmatch, words)):
-        return not (_is_fact(name) and used) and (bool(texts) or len(words) == 1)
+        is_data = isinstance(value, list | tuple | dict) or name in ("video", "audio")
+        return not (_is_fact(name) and used) and (bool(texts) or (is_data and len(words) == 1))
     is_image = any(map(_IMAGE_WORD.fullmatch, words))
     image_texts = [
         text

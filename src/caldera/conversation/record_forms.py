@@ -36,6 +36,9 @@ PAIR_FIELDS = (
 )
 """Fields of a question and its answer."""
 
+PAIR_TURN_KEYS = (("user", "assistant"), ("human", "assistant"), ("human", "gpt"))
+"""Fields of a question and its answer in one item of a list of turns."""
+
 IMAGE_FIELDS = (
     "image", "images", "image_path", "image_paths", "image_file", "image_files", "image_url", "image_urls",
     "img", "imgs", "img_path", "img_paths", "picture", "pictures", "photo", "photos", "file_name",
@@ -123,8 +126,9 @@ class RecordParser:
             )
         if not turns:
             raise ConversationError(f"field {names[0]!r} needs at least a human and a gpt turn")
-        if isinstance(turns[0], dict) and {"user", "assistant"} <= turns[0].keys():
-            return [turn for pair in turns for turn in _cauldron_turns(pair)], {names[0]}
+        for keys in PAIR_TURN_KEYS:
+            if isinstance(turns[0], dict) and {*keys} <= turns[0].keys():
+                return [turn for pair in turns for turn in _turns_of_pair(pair, keys)], {names[0]}
         system = [{"role": "system", "content": record["system"]}] if record.get("system") else []
         return [*system, *turns], {names[0], "system"}
 
@@ -258,7 +262,7 @@ def _part_pieces(
 
 def _identity(value: object, default: str) -> str:
     """Return the id of a record; the default if it has none."""
-    if value is None or value == "":
+    if is_empty(value):
         return default
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise ConversationError(
@@ -323,14 +327,14 @@ def _exchange(question: object, answer: object) -> list[dict[str, Any]]:
     return [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
 
 
-def _cauldron_turns(pair: object) -> list[dict[str, Any]]:
+def _turns_of_pair(pair: object, keys: tuple[str, str]) -> list[dict[str, Any]]:
     """Return the turns of a question and an answer in one object."""
-    if not isinstance(pair, dict) or not {"user", "assistant"} <= pair.keys():
+    if not isinstance(pair, dict) or not {*keys} <= pair.keys():
         raise ConversationError(
-            f"expected a turn with user and assistant, got {shorten_value(pair)}"
+            f"expected a turn with {keys[0]} and {keys[1]}, got {shorten_value(pair)}"
         )
-    rest = {key: value for key, value in pair.items() if key not in ("user", "assistant", "source")}
-    question, answer = _exchange(pair["user"], pair["assistant"])
+    rest = {key: value for key, value in pair.items() if key not in (*keys, "source")}
+    question, answer = _exchange(*(pair[key] for key in keys))
     return [{**rest, **question}, answer]
 
 
