@@ -65,3 +65,12 @@ def test_compressed_bodies_are_rejected(server: ServerProcess, encoding: str) ->
 def test_other_content_types_are_rejected(server: ServerProcess, kind: str) -> None:
     """A web page could send these types without a CORS preflight."""
     assert server.post(chat_body("What?"), {"Content-Type": kind}).status == 415
+
+
+@pytest.mark.parametrize("charset", ["utf-8", "UTF-8", "utf8", '"utf-8"'])
+def test_json_in_utf8_is_accepted_however_it_is_declared(
+    server: ServerProcess, charset: str
+) -> None:
+    """Clients write the name of the encoding in several ways."""
+    kind = {"Content-Type": f"application/json; charset={charset}"}
+    assert server.post(chat_body("What?", max_tokens=1), kind).status == 200

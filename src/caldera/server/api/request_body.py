@@ -78,10 +78,13 @@ class BodyReader:
 def _check_content_type(request: Request) -> None:
     """Raise if the headers declare anything but uncompressed JSON in UTF-8."""
     media_type, *parameters = request.headers.get("content-type", "").lower().split(";")
-    charsets = [text.strip() for text in parameters if text.strip().startswith("charset=")]
-    if media_type.strip() != "application/json" or any(
-        charset.strip('"') not in ("charset=utf-8", 'charset="utf-8') for charset in charsets
-    ):
+    parameters = [text.strip() for text in parameters]
+    charsets = [
+        text.removeprefix("charset=").strip('"')
+        for text in parameters
+        if text.startswith("charset=")
+    ]
+    if media_type.strip() != "application/json" or {*charsets} - {"utf-8", "utf8"}:
         raise ApiError(415, "the Content-Type must be application/json, in UTF-8")
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise ApiError(415, "compressed bodies are not supported; send it uncompressed")
