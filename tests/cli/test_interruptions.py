@@ -80,13 +80,13 @@ def test_a_signal_ends_a_command_wherever_it_arrives(
     tmp_path: Path, work: Callable[[int], None], message: str, number: int
 ) -> None:
     """In ordinary work, in a finalizer, in an import and in deferred work; the handlers are restored."""
-    before = {one: signal.getsignal(one) for one in signal.valid_signals()}
+    before = {other: signal.getsignal(other) for other in signal.valid_signals()}
     (tmp_path / "data.json").write_text("of an earlier command")
     with pytest.raises(Interrupted, match=f"^{message}$") as ended:
         _run_stoppable("data mix", lambda out_file: work(number), out_file=tmp_path / "data.json")
     assert ended.value.exit_code == 128 + number
     del before[signal.SIGALRM]
-    assert {one: signal.getsignal(one) for one in before} == before
+    assert {other: signal.getsignal(other) for other in before} == before
 
 
 def test_files_that_were_written_are_named(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ class Case:
     again: str = ""
     """Option of the repeated command."""
 
-    whole: bool = False
+    atomic: bool = False
     """Whether its files appear when they are complete."""
 
 
@@ -115,7 +115,7 @@ WEIGHTS = "model/model.safetensors"
 STAGES = f"run/*/**/{WEIGHTS}"
 CASES = {
     "generate": Case(
-        words="data generate coco IN/coco --out OUT/data.json", results=("data.json",), whole=True
+        words="data generate coco IN/coco --out OUT/data.json", results=("data.json",), atomic=True
     ),
     "generate with an LLM": Case(
         words="data generate coco IN/coco --out OUT/data.json --teacher openai --base-url URL --model m --price 0,0 "
@@ -123,7 +123,7 @@ CASES = {
         results=("data.json", "data.run/provenance.jsonl"),
     ),
     "import data": Case(
-        words="data import coco IN/coco --out OUT/data.json", results=("data.json",), whole=True
+        words="data import coco IN/coco --out OUT/data.json", results=("data.json",), atomic=True
     ),
     "import inline images": Case(
         words="data import llava IN/inline.json --out OUT/data.json",
@@ -132,26 +132,26 @@ CASES = {
     "mix": Case(
         words="data mix IN/data.json IN/data.json:0.5 --out OUT/data.json",
         results=("data.json",),
-        whole=True,
+        atomic=True,
     ),
     "balance": Case(
-        words="data balance IN/data.json --out OUT/data.json", results=("data.json",), whole=True
+        words="data balance IN/data.json --out OUT/data.json", results=("data.json",), atomic=True
     ),
     "statistics": Case(
-        words="data stats IN/data.json --out OUT/data.html", results=("data.html",), whole=True
+        words="data stats IN/data.json --out OUT/data.html", results=("data.html",), atomic=True
     ),
     "to parquet": Case(
-        words="data to-parquet IN/data.json --out OUT/hub", results=("hub/*",), whole=True
+        words="data to-parquet IN/data.json --out OUT/hub", results=("hub/*",), atomic=True
     ),
     "import a model": Case(
         words="import --vision IN/vision --language IN/language --template vicuna_v1 --out OUT/model",
         results=("model/*",),
-        whole=True,
+        atomic=True,
     ),
     "export a model": Case(
         words="export IN/start --to original --out OUT/original",
         results=("original/*",),
-        whole=True,
+        atomic=True,
     ),
     "evaluate": Case(
         words="evaluate coco --model IN/start --data IN/coco --out OUT/run --set max_new_tokens=4 --dtype float32 "
@@ -286,9 +286,9 @@ def test_stopped_commands_tell_the_truth_and_resume(
     expected = tmp_path / "expected"
     uninterrupted = commands.run(*words(expected))
     assert uninterrupted.code == 0, uninterrupted.message
-    longest = uninterrupted.seconds * (1 if case.whole else 0.6)
+    longest = uninterrupted.seconds * (1 if case.atomic else 0.6)
     for index in range(STOPS):
-        out = tmp_path / (f"stopped{index}" if case.whole else "stopped")
+        out = tmp_path / (f"stopped{index}" if case.atomic else "stopped")
         number, before = SIGNALS[index % 2], times(out)
         result = commands.run(
             *words(out),
@@ -298,7 +298,7 @@ def test_stopped_commands_tell_the_truth_and_resume(
         if not result.code:
             break
         assert result.code == 128 + number, result.message
-        check_message(result.message, before, out, whole=case.whole)
+        check_message(result.message, before, out, atomic=case.atomic)
     if result.code:
         models = {path: path.stat().st_mtime_ns for path in out.glob(STAGES)}
         resumed = commands.run(*words(out), *case.again.split())
@@ -307,39 +307,39 @@ def test_stopped_commands_tell_the_truth_and_resume(
     assert digests(out, case.results) == digests(expected, case.results) != {}
 
 
-def check_message(output: str, before: dict[Path, int], out: Path, *, whole: bool) -> None:
+def check_message(output: str, before: dict[Path, int], out: Path, *, atomic: bool) -> None:
     """Compare the message of a stopped command with the files on disk."""
     assert "Traceback" not in output
     message, after = output.splitlines()[-1], times(out)
     changed = [path for path in after if after[path] != before.get(path)]
-    if whole:
+    if atomic:
         assert not list(out.rglob(".*"))
     if message == NOTHING_WRITTEN:
         assert not changed
-    elif found := re.match(r"stopped; written: (.*?)(?:; not written: (.*))?; repeat the", message):
-        written = [Path(path) for path in found[1].split(", ")]
+    elif match := re.match(r"stopped; written: (.*?)(?:; not written: (.*))?; repeat the", message):
+        written = [Path(path) for path in match[1].split(", ")]
         assert all(any(path.is_relative_to(root) for root in written) for path in changed)
         assert all(any(path.is_relative_to(root) for path in changed) for root in written)
-        assert found[2] is None or not Path(found[2]).exists()
-    elif found := re.match(r"stopped; (\d+) dialogues are finished \((.*?)\)", message):
+        assert match[2] is None or not Path(match[2]).exists()
+    elif match := re.match(r"stopped; (\d+) dialogues are finished \((.*?)\)", message):
         file = out / "data.json"
-        assert found[2] == (f"in {file}" if file.exists() else "no file yet")
-        assert int(found[1]) == (len(json.loads(file.read_text())) if file.exists() else 0)
-    elif found := re.match(r"stopped; (\d+) of \d+ answers are kept in (.*?);", message):
-        assert int(found[1]) == Path(found[2]).read_text().count('"key"')
-    elif found := re.match(r"stopped; kept in (.*?): (.*); repeat the command", message):
-        kept = found[2].split(", ")
-        if answers := re.match(r"(\d+) answers", found[2]):
-            journal = Path(found[1]) / "journal.jsonl"
+        assert match[2] == (f"in {file}" if file.exists() else "no file yet")
+        assert int(match[1]) == (len(json.loads(file.read_text())) if file.exists() else 0)
+    elif match := re.match(r"stopped; (\d+) of \d+ answers are kept in (.*?);", message):
+        assert int(match[1]) == Path(match[2]).read_text().count('"key"')
+    elif match := re.match(r"stopped; kept in (.*?): (.*); repeat the command", message):
+        parts = match[2].split(", ")
+        if answers := re.match(r"(\d+) answers", match[2]):
+            journal = Path(match[1]) / "journal.jsonl"
             assert int(answers[1]) == journal.read_text().count('"key"')
         for name, pattern in EVIDENCE.items():
-            count = len([*Path(found[1]).glob(pattern)])
-            assert (name.format(count=count) in kept) == (count > 0), message
+            count = len([*Path(match[1]).glob(pattern)])
+            assert (name.format(count=count) in parts) == (count > 0), message
         for stage, step in re.findall(r"(pretrain|finetune)/checkpoints/step-(\d+)", str([*after])):
             name = {"pretrain": "stage 1", "finetune": "stage 2"}[stage]
             assert any(
                 re.fullmatch(f"(an unfinished )?{name}( up to .*{int(step)}| of .*)?", part)
-                for part in kept
+                for part in parts
             )
     else:
         assert message == "stopped; there is nothing to keep yet, repeat the command"

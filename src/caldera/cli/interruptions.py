@@ -1,4 +1,4 @@
-"""What a stopped command prints, by command, and how signals reach it.
+"""Messages of stopped commands, and the handling of signals while a command runs.
 
 Until a command begins, a signal ends the process in `caldera.__main__`. While it runs, the first signal raises
 KeyboardInterrupt, unless the work defers it to a point where everything is saved (`deferred_signals`); the second kills
@@ -86,15 +86,15 @@ def _keeps(
     Args:
         parts: Patterns of files and folders, by name; `{count}`, `{step}` and the names of _JOURNAL_KEYS are filled in.
         folder: Argument that names the folder of the patterns, or a function that returns it.
-        resume: How to go on.
+        resume: How to resume.
     """
 
     def begin(arguments: Arguments) -> Describe:
         root = Path(arguments[folder]) if isinstance(folder, str) else folder(arguments)
 
         def describe() -> str:
-            if kept := list(_parts_in(root, parts)):
-                return f"stopped; kept in {root}: {', '.join(kept)}; {resume}"
+            if names := list(_parts_in(root, parts)):
+                return f"stopped; kept in {root}: {', '.join(names)}; {resume}"
             return "stopped; there is nothing to keep yet, repeat the command"
 
         return describe
@@ -288,6 +288,6 @@ def _signals_raise() -> Iterator[list[int]]:
     finally:
         sys.unraisablehook = former_hook
         for number, handler in former.items():
-            # The handler of `caldera.__main__` would say that nothing was written.
+            # The handler of `caldera.__main__` would print that nothing was written.
             is_default = handler in (signal.SIG_DFL, signal.default_int_handler)
             signal.signal(number, handler if is_default else after)

@@ -284,13 +284,7 @@ def generate_with_llm(
                 request=partial(_build_request, prompts),
                 check=reply_checker(annotations, prompts),
                 journal=journal,
-                budget=Budget(
-                    price=config.price,
-                    max_cost=config.max_cost,
-                    max_requests=config.max_requests,
-                    spent=journal.spent,
-                    requests=journal.requests,
-                ),
+                budget=_remaining_budget(config, journal),
                 request_config=config.request_config,
                 run=run,
             )
@@ -309,6 +303,17 @@ def generate_with_llm(
                 planned - total
             )
         return data
+
+
+def _remaining_budget(config: LLMTeacherConfig, journal: Journal) -> Budget:
+    """Return the budget of a run, with what earlier starts spent."""
+    return Budget(
+        price=config.price,
+        max_cost=config.max_cost,
+        max_requests=config.max_requests,
+        spent=journal.spent,
+        requests=journal.requests,
+    )
 
 
 def _build_request(prompts: Mapping[Kind, TeacherPrompt], dialogue: Dialogue) -> LLMRequest:
