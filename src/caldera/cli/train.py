@@ -37,6 +37,10 @@ if TYPE_CHECKING:
     from caldera.training.loop import TrainingResult
 
 _Name = TypeVar("_Name", bound=str)
+Stage1Model = Annotated[
+    Path | None,
+    typer.Option(help="Model folder or run of a finished stage 1, instead of towers and its data."),
+]
 _Records: TypeAlias = "tuple[Sequence[Conversation], ReadOptions, SkippedItems]"
 
 app = typer.Typer(
@@ -170,12 +174,7 @@ def recipe(
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Data file of stage 2.")] = None,
     images: Images = None,
-    stage1_model: Annotated[
-        Path | None,
-        typer.Option(
-            help="Model folder or run of a finished stage 1, instead of towers and its data."
-        ),
-    ] = None,
+    stage1_model: Stage1Model = None,
     images_from: ImagesFrom = None,
     settings: Set = None,
     resume: Resume = False,
