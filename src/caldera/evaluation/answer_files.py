@@ -33,8 +33,10 @@ PREDICTION_KEYS = (
 TEXT_KEYS = ("text", "caption")
 """Fields of the answer in LLaVA's lines and in COCO's results."""
 
-PROMPT_KEYS = ("prompt", "question", "input", "origin_prompt")
+PROMPT_KEYS = ("prompt", "question", "query", "input", "origin_prompt")
 """Fields of the question, if a record repeats it."""
+
+_KNOWN_KEYS = {*ID_KEYS, *PREDICTION_KEYS, *TEXT_KEYS, *PROMPT_KEYS, "answer", "category"}
 
 _LISTS = ("logs", "correct", "incorrect", "predictions", "answers", "samples", "results", "data")
 """Fields of an object that has its records in lists."""
@@ -188,6 +190,7 @@ def _from_records(
     records: Sequence[tuple[str, Mapping[str, Any]]], path: Path, options: AnswerOptions
 ) -> list[AnswerRecord]:
     """Return the answers in records of one layout."""
+    records = [(location, _with_usual_names(record)) for location, record in records]
     if all("filtered_resps" in record or "resps" in record for _, record in records):
         return _from_samples(records, path, options)
     key = find_answer_field(records, path, options)
@@ -197,6 +200,15 @@ def _from_records(
             raise InputError(f"{location} has no {key}, unlike others; it has {join_names(record)}")
         answers.append(_to_answer(location, record, record[key], key))
     return _check_texts(answers, path, options)
+
+
+def _with_usual_names(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record whose known fields have their usual names, also if they are written as " Prediction"."""
+    names = {key: str(key).strip().casefold() for key in record}
+    return {
+        names[key] if names[key] in _KNOWN_KEYS and names[key] not in record else key: value
+        for key, value in record.items()
+    }
 
 
 def find_answer_field(
@@ -209,12 +221,10 @@ def find_answer_field(
         InputError: No field can be the answer.
     """
     location, first = records[0]
-    if options.answer_field:
-        if options.answer_field not in first:
-            raise UsageError(
-                f"{location} has no field {options.answer_field}; it has {join_names(map(str, first))}"
-            )
-        return options.answer_field
+    if key := options.answer_field:
+        if key not in first and key.strip().casefold() not in first:
+            raise UsageError(f"{location} has no field {key}; it has {join_names(map(str, first))}")
+        return key if key in first else key.strip().casefold()
     predictions = [key for key in PREDICTION_KEYS if key in first]
     texts = [key for key in TEXT_KEYS if key in first]
     if texts and "prompt" in first:

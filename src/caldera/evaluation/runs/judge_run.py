@@ -12,7 +12,7 @@ from typing import Any
 
 from caldera import __version__
 from caldera.errors import UnknownNameError, UsageError
-from caldera.evaluation.answer_files import read_answers
+from caldera.evaluation.answer_matching import match_answers
 from caldera.evaluation.benchmark import BenchmarkSpec, JudgeSpec, Sources
 from caldera.evaluation.judging.judge import Judge, JudgeReply, ask_judge, build_request
 from caldera.evaluation.judging.protocols import AnswerOrder, JudgeCase, JudgingProtocol
@@ -74,7 +74,8 @@ def judge_answers(config: JudgeRunConfig, judge: Judge, progress: Progress) -> d
         OutputError: A file cannot be written.
     """
     judging, protocol = _judge_spec(config.spec), find_protocol(config.spec, config.protocol)
-    answers = read_answers(config.answers, config.sources.answer_options)
+    items = config.spec.load(config.sources).items
+    answers = match_answers(config.sources.read_answers(config.answers), items, config.answers)
     cases = judging.build_cases(config.sources, answers)
     settled = judging.settled_verdicts(config.sources, answers)
     with lock_folder(config.out):

@@ -1,0 +1,63 @@
+"""Readers of official files: content decides how a file is read, and every fault names its place."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from caldera.errors import InputError
+from caldera.evaluation.answer_files import read_answers
+from caldera.evaluation.files import json_start, read_json, read_rows
+from tests.evaluation.answer_formats import write_json, write_table
+
+
+def test_excels_unicode_text_is_read(tmp_path: Path) -> None:
+    """It is UTF-16 with tabs."""
+    (tmp_path / "a.txt").write_text("index\tprediction\n7\tJa\u2026\n", "utf-16")
+    assert read_rows(tmp_path / "a.txt") == [
+        (f"{tmp_path / 'a.txt'}:2", {"index": "7", "prediction": "Ja\u2026"})
+    ]
+
+
+def test_pandas_marks_of_whole_numbers_are_removed(tmp_path: Path) -> None:
+    """Next to an empty cell, pandas writes the numbers of a column as 7.0; empty rows at the end are no answers."""
+    rows = [{"index": 7.0, "prediction": 2.0}, {"index": 8.0, "prediction": 2.5}]
+    empty = {"index": None, "prediction": None}
+    path = write_table(tmp_path / "a.xlsx", [*rows, empty])
+    assert read_answers(path) == {"7": "2", "8": "2.5"}
+    assert read_answers(write_json(tmp_path / "a.json", rows)) == {"7": "2.0", "8": "2.5"}
+
+
+def test_a_spreadsheet_names_the_extra_if_openpyxl_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message has the command that installs it."""
+    path = write_table(tmp_path / "a.xlsx", [{"index": 7, "prediction": "x"}])
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    with pytest.raises(InputError, match=r"needs openpyxl: pip install 'caldera\[xlsx\]'"):
+        read_answers(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "start"),
+    [("\ufeff [1]", "["), ('{"a": 1}\n{"a": 2}', "{"), ("index\tanswer", ""), ("PK\x03\x04", "")],
+)
+def test_json_is_told_from_tables(tmp_path: Path, text: str, start: str) -> None:
+    """By the first character after a byte order mark and white space."""
+    (tmp_path / "a.bin").write_text(text, "utf-8")
+    assert json_start(tmp_path / "a.bin") == start
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".txt"])
+def test_json_is_a_value_or_lines(tmp_path: Path, suffix: str) -> None:
+    """Under any suffix; one line of a .jsonl is a list of one."""
+    path = tmp_path / f"a{suffix}"
+    path.write_text('{"a": 1}\n\n{"a": 2}\n')
+    assert read_json(path) == [{"a": 1}, {"a": 2}]
+    path.write_text('{\n "a": 1\n}\n')
+    assert read_json(path) == {"a": 1}
+    path.write_text('{"a": 1}\n')
+    assert read_json(path) == ([{"a": 1}] if suffix == ".jsonl" else {"a": 1})
+    path.write_text('{"a": 1}\n{"a":}\n')
+    with pytest.raises(InputError, match=rf"a{suffix}:2 is broken JSON at column 6"):
+        read_json(path)
