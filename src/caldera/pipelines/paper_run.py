@@ -26,7 +26,7 @@ from caldera.model.bundle import LlavaBundle
 from caldera.model.lora import target_layers
 from caldera.recipes.papers import DatasetInfo, PaperRecipe
 from caldera.recipes.recipe import check_or_write_recipe
-from caldera.recipes.towers import resolve_tower
+from caldera.recipes.towers import check_tower, resolve_tower
 from caldera.training.hyperparameters import Stage
 from caldera.training.job import TrainingData, TrainingJob
 from caldera.training.loop import TrainingResult
@@ -81,6 +81,9 @@ def run_paper_recipe(
     )
     results = {}
     with lock_folder(out):
+        if not inputs.stage1_model:
+            check_tower(recipe.vision)
+            check_tower(recipe.language)
         # All data is read before a model is loaded and hours are spent on the first stage.
         stages = _stages(recipe, inputs, max_bad_fraction)
         assistant = _initial_model(recipe, inputs, out)

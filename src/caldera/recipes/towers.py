@@ -122,18 +122,27 @@ def resolve_tower(name: str, work: Path) -> Path:
         UsageError: A package is not installed.
         ModelFormatError: It is a name on the Hub, or a GGUF file that cannot be read.
     """
+    check_tower(name)
     if name in PYPI_MODELS:
         return _convert_once(_find_in_package(name), work / name)
     if name.endswith(".gguf") and Path(name).is_file():
         return _convert_once(Path(name), work / Path(name).stem)
-    if name not in BACKBONES and not Path(name).is_dir():
-        from caldera.formats.model_paths import identify
-
-        model_path = identify(name)
-        if model_path.kind == "hub name":
-            raise ModelFormatError(model_path.advice)
-        raise UnknownNameError("tower, folder or .gguf file", name, [*BACKBONES, *PYPI_MODELS])
     return find_backbone(name)
+
+
+def check_tower(name: str) -> None:
+    """Check that a tower exists, without converting or loading it; raise as `resolve_tower` does."""
+    path = Path(name)
+    if name in PYPI_MODELS or name in BACKBONES or path.is_dir():
+        return
+    if name.endswith(".gguf") and path.is_file():
+        return
+    from caldera.formats.model_paths import identify
+
+    model_path = identify(name)
+    if model_path.kind == "hub name":
+        raise ModelFormatError(model_path.advice)
+    raise UnknownNameError("tower, folder or .gguf file", name, [*BACKBONES, *PYPI_MODELS])
 
 
 def _find_in_package(name: str) -> Path:
