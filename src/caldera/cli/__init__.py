@@ -66,7 +66,7 @@ class _ErrorHandlingGroup(StoppableGroup):
             )
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
-            # Commands that handle Ctrl-C themselves do so only once they have loaded their model.
+            # Only `chat` lets it pass.
             print_message("stopped")
             sys.exit(128 + signal.SIGINT)
 
@@ -201,6 +201,8 @@ def chat(
     compute = with_stored_dtype(model, compute) if dtype == "auto" else compute
     settings = EngineConfig(slots=1, quantization=quantization_from(quantize))
     with closing(load_session(model, sampling, compute, settings)) as session:
+        # Ctrl-C ends an answer from here on, not the process.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         if prompt is None:
             run_repl(session, images)
         else:

@@ -209,7 +209,7 @@ _RUNS_OF_STAGES = ("demo", "ablate", "train recipe")
 """Commands that describe all of their stages when a stage ends at a safe point."""
 
 _OWN_HANDLERS = ("chat", "serve")
-"""Commands that handle Ctrl-C themselves: it ends an answer, or the server after its running requests."""
+"""Commands that handle signals themselves once they have loaded their model."""
 
 
 class StoppableGroup(TyperGroup):
@@ -235,7 +235,6 @@ def message_of(command: str) -> Callable[[Arguments], Describe]:
 def _run_stoppable(command: str, callback: Any, /, **arguments: Any) -> Any:  # noqa: ANN401
     """Run a command; raise Interrupted with its message if a signal stops it."""
     if command in _OWN_HANDLERS:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         return callback(**arguments)
     # It logs the traceback of every request that a signal ends.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)

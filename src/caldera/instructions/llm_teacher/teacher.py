@@ -32,12 +32,12 @@ from caldera.instructions.llm_teacher.prompts import (
     load_prompts,
 )
 from caldera.instructions.llm_teacher.reply_checks import reply_checker
+from caldera.interruption import deferred_signals
 from caldera.llm_client.budget import Budget, Price, estimate_tokens, max_tokens_of
 from caldera.llm_client.client import LLMClient, RequestConfig
 from caldera.llm_client.journal import Journal, ReplayClient
 from caldera.llm_client.openai_client import OPENAI_URL, OpenAIClient
 from caldera.llm_client.runner import LLMRequest, RequestRunner, RunnerConfig
-from caldera.interruption import deferred_signals
 from caldera.overrides import with_current_names
 from caldera.progress import Progress
 
