@@ -1,13 +1,20 @@
 """Recipes of the table are built, and impossible settings are rejected."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from caldera.errors import UsageError
 from caldera.overrides import apply_overrides
 from caldera.recipes.demo import demo
-from caldera.recipes.recipe import InstructionMix, QuestionCounts, SceneCounts
+from caldera.recipes.recipe import (
+    InstructionMix,
+    QuestionCounts,
+    SceneCounts,
+    check_or_write_recipe,
+)
 from caldera.recipes.registry import SCENE_RECIPES, find_scene_recipe
 
 
@@ -53,3 +60,20 @@ def test_a_recipe_names_all_its_errors() -> None:
         InstructionMix(detail=-0.1, vqa=2)
     with pytest.raises(UsageError, match=r"per_image is 0.*context_per_image is -1"):
         QuestionCounts(per_image=0, context_per_image=-1)
+
+
+def test_a_run_folder_accepts_only_changes_that_change_no_step(tmp_path: Path) -> None:
+    """Checkpoint and memory settings of a stage may differ, and the recipe with the current ones is written."""
+    recipe = find_scene_recipe("demo")
+    check_or_write_recipe(tmp_path, recipe)
+    file = tmp_path / "recipe.json"
+    former = json.loads(file.read_text())
+    # Version 0.2 did not have it.
+    del former["finetune"]["save_every_minutes"]
+    file.write_text(json.dumps(former))
+
+    check_or_write_recipe(tmp_path, apply_overrides(recipe, ["finetune.micro_batch_size=2"]))
+
+    assert json.loads(file.read_text())["finetune"]["micro_batch_size"] == 2
+    with pytest.raises(UsageError, match=r"\(finetune\.epochs was \d+, is 99\)"):
+        check_or_write_recipe(tmp_path, apply_overrides(recipe, ["finetune.epochs=99"]))

@@ -256,3 +256,22 @@ def test_records_of_another_length_limit_name_it(
         UsageError, match=rf"records differ.*\(max_length was 256, is {lengths[-2]}\)"
     ):
         job(start(), photos, tmp_path / "run", short, resume=True, skipped=SkippedItems(0.9)).run()
+
+
+def test_an_image_that_became_usable_is_not_added_to_a_run(
+    start: Callable[[], LlavaBundle],
+    photos: Path,
+    tmp_path: Path,
+    interrupt: Callable[[TrainingJob], None],
+) -> None:
+    """Its records were skipped, and with them every step would be another (F9)."""
+    content = (photos / "0.png").read_bytes()
+    # The header stays, so only the decoder notices.
+    (photos / "0.png").write_bytes(content[:60] + bytes(len(content) - 60))
+    interrupt(job(start(), photos, tmp_path / "run", skipped=SkippedItems(0.3)))
+    (photos / "0.png").write_bytes(content)
+    with pytest.raises(
+        UsageError,
+        match=r"was trained on \d+ records, but the images of \d+ are usable now; restore",
+    ):
+        job(start(), photos, tmp_path / "run", resume=True).run()

@@ -199,8 +199,9 @@ UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("cached", [True, False])
-@pytest.mark.parametrize("kind", UNUSABLE)
+@pytest.mark.parametrize(
+    ("kind", "cached"), [*((kind, True) for kind in UNUSABLE), ("truncated", False)]
+)
 def test_unusable_images_are_an_error_or_skipped_and_listed(
     start: Callable[[], LlavaBundle], photos: Path, tmp_path: Path, kind: str, cached: bool
 ) -> None:

@@ -120,6 +120,9 @@ def test_a_signal_ends_training_with_a_checkpoint(
     newest = latest_checkpoint(out / "checkpoints")
     assert newest is not None
     assert newest.step == saved
+    if number != signal.SIGTERM:
+        # What follows is the same for every signal.
+        return
     assert_resumes_bit_for_bit(start, photos, tmp_path, stage)
 
 
@@ -342,7 +345,7 @@ def test_a_full_disk_ends_training_and_keeps_the_checkpoints(
     assert_resumes_bit_for_bit(start, photos, tmp_path, stage)
 
 
-@pytest.mark.parametrize(("max_steps", "is_told"), [(10, True), (9, False), (2, False)])
+@pytest.mark.parametrize(("max_steps", "is_told"), [(10, True), (9, False)])
 def test_max_steps_that_the_data_cannot_reach_are_told(
     start: Start,
     photos: Path,

@@ -14,6 +14,7 @@ import torch
 
 from caldera.conversation import read_conversations
 from caldera.devices import DeviceConfig, Runtime
+from caldera.errors import UsageError
 from caldera.files.skipped_items import SkippedItems
 from caldera.formats.model_folder import load_model_folder
 from caldera.model.lora_config import LoraConfig
@@ -97,3 +98,22 @@ def test_a_finished_run_is_kept(tmp_path: Path) -> None:
 
     assert result is None
     assert trained.card.stage == "finetune"
+
+
+def test_a_setting_that_changes_no_step_may_differ_and_others_are_named(tmp_path: Path) -> None:
+    """As for a run of this version: its settings are compared by name, its data and weights by their digest."""
+    folder = shutil.copytree(STORED, tmp_path / "stored")
+    shutil.copy(folder / "run" / "stage.json", folder / "finished")
+    finished, interrupted = job(folder, "finished"), job(folder, "run")
+
+    _, result = replace(finished, stage=replace(STAGE, micro_batch_size=2, save_every=9)).run()
+
+    assert result is None
+    changed = replace(STAGE, learning_rate=1e-3, epochs=3, micro_batch_size=2)
+    with pytest.raises(
+        UsageError, match=r"weights: learning_rate was 0\.01, is 0\.001; epochs was 2, is 3; resume"
+    ):
+        replace(interrupted, stage=changed).run()
+    fewer = replace(interrupted.data, conversations=interrupted.data.conversations[:-1])
+    with pytest.raises(UsageError, match="weights: data, initial weights or precision; resume it"):
+        replace(interrupted, data=fewer).run()

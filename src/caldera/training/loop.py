@@ -155,8 +155,8 @@ class _Loop:
         num_records = checkpoint.extra.get("num_records", len(self.data.training))
         if num_records != len(self.data.training):
             raise UsageError(
-                f"{out} was trained on {num_records} records, of which {len(self.data.training)} are usable now; "
-                "restore their images, or choose another --out"
+                f"{out} was trained on {num_records} records, but the images of {len(self.data.training)} are usable "
+                "now; restore the former images, or choose another --out"
             )
         restore_state(checkpoint.tensors, self.model, self.optimizer)
         self.first_step = self.saved_step = checkpoint.step

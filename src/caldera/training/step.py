@@ -127,7 +127,7 @@ def _out_of_memory_errors(batch: Batch) -> Iterator[None]:
         if conversations > 1:
             advice += (
                 f", micro_batch_tokens={tokens // 2} or micro_batch_size={conversations // 2}, none of which changes "
-                "the result"
+                "the result, then resume"
             )
         else:
             advice += ", or lower max_length: this micro-batch is a single conversation"
