@@ -38,9 +38,9 @@ def test_a_stored_box_is_turned_as_the_image_is(orientation: int) -> None:
     """The box of the displayed image is the one that Pillow shows."""
     image = photo(orientation)
     turned = to_displayed(bright_box(image), orientation)
-    shown = bright_box(ImageOps.exif_transpose(image))
+    displayed_box = bright_box(ImageOps.exif_transpose(image))
     assert [turned.left, turned.top, turned.right, turned.bottom] == pytest.approx(
-        [shown.left, shown.top, shown.right, shown.bottom]
+        [displayed_box.left, displayed_box.top, displayed_box.right, displayed_box.bottom]
     )
 
 
@@ -105,8 +105,13 @@ def test_other_images_tell_the_frame_that_an_orientation_keeps(tmp_path: Path) -
     skipped = SkippedItems()
     annotations = read_coco(folder, skipped)
     for index, orientation in enumerate((3, 6, 1)):
-        shown = to_displayed(Box(0.1, 0.1, 0.4, 0.3), orientation)
-        expected = [shown.left, shown.top, shown.right, shown.bottom]
+        displayed_box = to_displayed(Box(0.1, 0.1, 0.4, 0.3), orientation)
+        expected = [
+            displayed_box.left,
+            displayed_box.top,
+            displayed_box.right,
+            displayed_box.bottom,
+        ]
         assert corners(annotations, index) == pytest.approx(expected)
     assert [note.location for note in skipped.notes] == ["image 0.jpg", "image 1.jpg"]
 

@@ -17,14 +17,14 @@ PIXELS: list[list[Numbers]] = [
 
 
 def boxed(
-    images: list[list[Numbers]], area: float = 0.0, *, whole: bool = False
+    images: list[list[Numbers]], area: float = 0.0, *, is_whole: bool = False
 ) -> list[SizedBoxes]:
     """Return images of one size, with a fraction of the true area of each object; 0 for none."""
     result = []
     for boxes, pixels in zip(images, PIXELS, strict=False):
         areas = [area * width * height for _, _, width, height in pixels]
         entries = [
-            BoxEntry("", "cow", *box, size, False, whole)
+            BoxEntry("", "cow", *box, size, False, is_whole)
             for box, size in zip(boxes, areas, strict=False)
         ]
         result.append(SizedBoxes(SIZE, entries))
@@ -66,7 +66,7 @@ def test_the_unit_of_a_file_is_that_of_most_of_its_boxes(
 
 def test_whole_numbers_are_pixels_and_a_single_small_box_too() -> None:
     """A small folder of boxes near the corner is nothing unusual."""
-    assert detect_unit(boxed([[(10, 20, 30, 40), (5, 5, 60, 70)]], whole=True)) == "pixels"
+    assert detect_unit(boxed([[(10, 20, 30, 40), (5, 5, 60, 70)]], is_whole=True)) == "pixels"
     assert detect_unit([SizedBoxes((224, 224), boxed([[(10.5, 20, 30, 40)]])[0].boxes)]) == "pixels"
 
 
@@ -83,6 +83,6 @@ def test_an_image_of_another_unit_than_the_file_is_noticed(
     boxes: list[Numbers], area: float, reason: str | None
 ) -> None:
     """By boxes below a pixel, or by the area of the objects."""
-    found = contradiction(boxed([boxes], area)[0])
-    assert (found is None) == (reason is None)
-    assert found is None or reason is None or reason in found[1]
+    fault = contradiction(boxed([boxes], area)[0])
+    assert (fault is None) == (reason is None)
+    assert fault is None or reason is None or reason in fault[1]

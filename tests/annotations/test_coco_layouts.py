@@ -34,7 +34,7 @@ def boxes(prefix: str = "") -> dict[str, list[dict[str, Any]]]:
     return content
 
 
-def named(folder: str) -> list[str]:
+def image_names(folder: str) -> list[str]:
     """Return the names of the three images in a folder."""
     return [f"{folder}{number}.jpg" for number in (1, 2, 3)]
 
@@ -45,7 +45,7 @@ def roboflow(folder: Path) -> Path:
     for category in content["categories"]:
         category["supercategory"] = "project"
     content["categories"].insert(0, {"id": 0, "name": "project", "supercategory": "none"})
-    return write(folder, {"train/_annotations.coco.json": content}, named("train/"))
+    return write(folder, {"train/_annotations.coco.json": content}, image_names("train/"))
 
 
 def via(folder: Path) -> Path:
@@ -65,7 +65,7 @@ def via(folder: Path) -> Path:
         for number, shape in enumerate(shapes, start=1)
     }
     project = {"_via_settings": {}, "_via_img_metadata": images}
-    return write(folder, {"via_project.json": project}, named(""))
+    return write(folder, {"via_project.json": project}, image_names(""))
 
 
 def datumaro(folder: Path) -> Path:
@@ -83,33 +83,33 @@ def datumaro(folder: Path) -> Path:
     ]
     labels = [{"name": "person", "parent": ""}, {"name": "dog", "parent": ""}]
     content = {"info": {}, "categories": {"label": {"labels": labels}}, "items": items}
-    return write(folder, {"annotations/train.json": content}, named("images/train/"))
+    return write(folder, {"annotations/train.json": content}, image_names("images/train/"))
 
 
 LAYOUTS: dict[str, Callable[[Path], Path]] = {
-    "Label Studio": lambda f: write(f, {"result.json": boxes("images\\")}, named("images/")),
+    "Label Studio": lambda f: write(f, {"result.json": boxes("images\\")}, image_names("images/")),
     "Label Studio, local files": lambda f: write(
-        f, {"result.json": boxes("../../label-studio/data/media/upload/7/")}, named("images/")
+        f, {"result.json": boxes("../../label-studio/data/media/upload/7/")}, image_names("images/")
     ),
     "Label Studio, uploads": lambda f: write(
-        f, {"result.json": boxes("/data/upload/7/0a1b2c3d-")}, named("images/")
+        f, {"result.json": boxes("/data/upload/7/0a1b2c3d-")}, image_names("images/")
     ),
     "Label Studio, linked": lambda f: write(
-        f, {"result.json": boxes("/data/local-files/?d=my%20photos/")}, named("my photos/")
+        f, {"result.json": boxes("/data/local-files/?d=my%20photos/")}, image_names("my photos/")
     ),
     "Roboflow": roboflow,
     "CVAT": lambda f: write(
-        f, {"annotations/instances_default.json": boxes()}, named("images/default/")
+        f, {"annotations/instances_default.json": boxes()}, image_names("images/default/")
     ),
-    "FiftyOne": lambda f: write(f, {"labels.json": boxes()}, named("data/")),
+    "FiftyOne": lambda f: write(f, {"labels.json": boxes()}, image_names("data/")),
     "VIA": via,
-    "VIA, as COCO": lambda f: write(f, {"via_export_coco.json": boxes()}, named("")),
-    "X-AnyLabeling": lambda f: write(f, {"annotations/coco.json": boxes()}, named("images/")),
+    "VIA, as COCO": lambda f: write(f, {"via_export_coco.json": boxes()}, image_names("")),
+    "X-AnyLabeling": lambda f: write(f, {"annotations/coco.json": boxes()}, image_names("images/")),
     "datumaro": datumaro,
     "datumaro, as COCO": lambda f: write(
-        f, {"annotations/instances_train.json": boxes()}, named("images/train/")
+        f, {"annotations/instances_train.json": boxes()}, image_names("images/train/")
     ),
-    "beside the images": lambda f: write(f, {"anything.json": boxes("./")}, named("")),
+    "beside the images": lambda f: write(f, {"anything.json": boxes("./")}, image_names("")),
 }
 
 
@@ -122,7 +122,7 @@ def read(folder: Path, **options: Any) -> AnnotationSet:  # noqa: ANN401
 def test_boxes_of_every_tool_are_found(tmp_path: Path, name: str) -> None:
     """All images with their boxes; a root category is no category."""
     annotations = read(LAYOUTS[name](tmp_path))
-    assert sorted(image.path.name for image in annotations.images) == named("")
+    assert sorted(image.path.name for image in annotations.images) == image_names("")
     assert all(image.path.read_bytes() == PNG for image in annotations.images)
     for image in annotations.images:
         dog = image.instances[0]
@@ -133,9 +133,9 @@ def test_boxes_of_every_tool_are_found(tmp_path: Path, name: str) -> None:
 def test_splits_in_folders_are_read_by_name(tmp_path: Path) -> None:
     """Roboflow's splits have the same names of files; each is read with its own images."""
     for split in ("train", "valid"):
-        write(tmp_path, {f"{split}/_annotations.coco.json": boxes()}, named(f"{split}/"))
+        write(tmp_path, {f"{split}/_annotations.coco.json": boxes()}, image_names(f"{split}/"))
     paths = [image.path for image in read(tmp_path, split="valid").images]
-    assert paths == [tmp_path / name for name in named("valid/")]
+    assert paths == [tmp_path / name for name in image_names("valid/")]
     with pytest.raises(AnnotationError, match=r"several splits; name one with --split: \['train'"):
         read(tmp_path)
     with pytest.raises(UnknownNameError, match="called 'val'; did you mean 'valid'"):
@@ -150,7 +150,7 @@ def test_files_may_be_given_and_joined_by_name(tmp_path: Path) -> None:
     for entry in captions["annotations"]:
         entry["image_id"] = 30 - entry["image_id"]
     files = {"x/c.json": captions, "y/i.json": boxes("photos/")}
-    folder = write(tmp_path, files, named("all/"))
+    folder = write(tmp_path, files, image_names("all/"))
     annotations = read(
         folder / "all", captions=tmp_path / "x" / "c.json", instances=tmp_path / "y" / "i.json"
     )
@@ -170,13 +170,13 @@ def test_an_id_of_two_names_is_refused_by_name(tmp_path: Path) -> None:
     files = {"captions_a.json": coco_files()["captions"], "instances_a.json": content}
     files = {f"annotations/{name}": content for name, content in files.items()}
     with pytest.raises(AnnotationError, match=r"id 7 is 1\.jpg, but other1\.jpg in .*images\.0"):
-        read(write(tmp_path, files, named("a/")))
+        read(write(tmp_path, files, image_names("a/")))
 
 
 def test_several_files_of_one_kind_must_be_named(tmp_path: Path) -> None:
     """The message has the option; a file in another format does not count."""
     files = {"a.json": boxes(), "b.json": boxes(), "settings.json": {"theme": "dark"}}
-    folder = write(tmp_path, files, named("images/"))
+    folder = write(tmp_path, files, image_names("images/"))
     with pytest.raises(AnnotationError, match=r"several files; name one with --instances: \['a\.j"):
         read(folder)
     assert len(read(folder, instances=folder / "b.json").images) == 3

@@ -172,8 +172,10 @@ def test_nine_tenths_are_unchanged_where_the_tenth_is_damaged(
     assert about_others(records, damaged) == about_others(clean, damaged)
     assert len(about_others(clean, damaged)) > 350
     listed = (tmp_path / "data.skipped.jsonl").read_text().splitlines()
-    told = [json.loads(line)["reason"] for line in listed]
-    assert [reason for reason in reasons if not any(reason in text for text in told)] == []
+    reasons_listed = [json.loads(line)["reason"] for line in listed]
+    assert [
+        reason for reason in reasons if not any(reason in text for text in reasons_listed)
+    ] == []
     assert len([line for line in listed if '"skipped"' in line]) <= len(numbers)
 
 
@@ -188,6 +190,6 @@ def test_a_box_of_no_known_category_or_image_changes_no_other_image(
     records = generate(folder.write(), tmp_path / "data.json")
 
     others = [item for item in about_others(clean, [folder.names[30]]) if "+" not in item["id"]]
-    kept = about_others(records, [folder.names[30]])
-    assert [item for item in kept if "+" not in item["id"]] == others
+    remaining = about_others(records, [folder.names[30]])
+    assert [item for item in remaining if "+" not in item["id"]] == others
     assert '"skipped"' in (tmp_path / "data.skipped.jsonl").read_text()

@@ -32,7 +32,7 @@ Corners = tuple[float, float, float, float]
 
 
 @dataclass
-class Picture:
+class Photo:
     """An image as it is displayed, and how it is stored and annotated."""
 
     name: str
@@ -82,9 +82,9 @@ class Picture:
 
 @dataclass
 class Folder:
-    """Pictures, and what is inconsistent about all of them."""
+    """Photos, and what is inconsistent about all of them."""
 
-    pictures: list[Picture]
+    photos: list[Photo]
     categories: list[dict[str, Any]] = field(
         default_factory=lambda: [{"id": n, "name": name} for n, name in enumerate(NAMES)]
     )
@@ -95,28 +95,28 @@ class Folder:
         (folder / "all").mkdir()
         captions: dict[str, list[Any]] = {"images": [], "annotations": []}
         instances: dict[str, list[Any]] = {"images": [], "annotations": []}
-        for number, picture in enumerate(self.pictures):
-            path = folder / "all" / picture.name
-            path.write_bytes(encode(picture.stored_size(), picture.orientation))
-            width, height = (round(side * picture.factor) for side in picture.frame_size())
-            if picture.swaps_size:
+        for number, photo in enumerate(self.photos):
+            path = folder / "all" / photo.name
+            path.write_bytes(encode(photo.stored_size(), photo.orientation))
+            width, height = (round(side * photo.factor) for side in photo.frame_size())
+            if photo.swaps_size:
                 width, height = height, width
-            entry = {"file_name": picture.name, "width": width, "height": height}
-            captions["images"].append({**entry, "id": picture.caption_key or picture.key})
-            instances["images"].append({**entry, "id": picture.key})
+            entry = {"file_name": photo.name, "width": width, "height": height}
+            captions["images"].append({**entry, "id": photo.caption_key or photo.key})
+            instances["images"].append({**entry, "id": photo.key})
             captions["annotations"].append(
-                {"image_id": picture.caption_key or number + 1, "caption": f"It is {picture.name}."}
+                {"image_id": photo.caption_key or number + 1, "caption": f"It is {photo.name}."}
             )
-            for category, corners in picture.boxes:
+            for category, corners in photo.boxes:
                 left, top, right, bottom = corners
                 # Areas are in pixels of the file; those of boxes alone tell corners, those of outlines do not.
-                area = (right - left) * (bottom - top) * picture.size[0] * picture.size[1]
-                area *= 1.0 if picture.unit == "corners" else 0.9
+                area = (right - left) * (bottom - top) * photo.size[0] * photo.size[1]
+                area *= 1.0 if photo.unit == "corners" else 0.9
                 instances["annotations"].append(
                     {
                         "image_id": number + 1,
-                        "category_id": category + picture.category_offset,
-                        "bbox": picture.numbers(corners),
+                        "category_id": category + photo.category_offset,
+                        "bbox": photo.numbers(corners),
                         "area": round(area, 3),
                     }
                 )
@@ -140,67 +140,67 @@ edges = st.tuples(st.floats(0, 0.7), st.floats(0.1, 0.3))
 
 
 @st.composite
-def pictures(draw: st.DrawFn) -> list[Picture]:
+def photos(draw: st.DrawFn) -> list[Photo]:
     """Draw two to five consistent images with one to four boxes each."""
-    drawn: list[Picture] = []
+    drawn_photos: list[Photo] = []
     for number in range(draw(st.integers(2, 5))):
         boxes: list[tuple[int, Corners]] = []
         for _ in range(draw(st.integers(1, 4))):
             (left, width), (top, height) = draw(edges), draw(edges)
             boxes.append((draw(st.integers(0, 2)), (left, top, left + width, top + height)))
-        drawn.append(Picture(f"{'abcde'[number]}.jpg", draw(sizes), boxes, key=number + 1))
-    return drawn
+        drawn_photos.append(Photo(f"{'abcde'[number]}.jpg", draw(sizes), boxes, key=number + 1))
+    return drawn_photos
 
 
-def turn(draw: st.DrawFn, changed: list[Picture], folder: Folder) -> None:
+def turn(draw: st.DrawFn, changed: list[Photo], folder: Folder) -> None:
     """Store images turned, annotated as stored or as displayed, each by the same tool."""
     frame = draw(st.sampled_from(["stored", "displayed"]))
-    for picture in changed:
-        picture.orientation, picture.frame = draw(st.integers(2, 8)), frame
+    for photo in changed:
+        photo.orientation, photo.frame = draw(st.integers(2, 8)), frame
 
 
-def resize(draw: st.DrawFn, changed: list[Picture], folder: Folder) -> None:
+def resize(draw: st.DrawFn, changed: list[Photo], folder: Folder) -> None:
     """Annotate another size, with boxes for either."""
     factor, scales = draw(st.sampled_from([0.5, 2.0, 1.7])), draw(st.booleans())
-    for picture in changed:
-        picture.factor, picture.scales_boxes = factor, scales
+    for photo in changed:
+        photo.factor, photo.scales_boxes = factor, scales
 
 
-def swap(draw: st.DrawFn, changed: list[Picture], folder: Folder) -> None:
+def swap(draw: st.DrawFn, changed: list[Photo], folder: Folder) -> None:
     """Swap width and height of the entry."""
-    for picture in changed:
-        picture.swaps_size = True
+    for photo in changed:
+        photo.swaps_size = True
 
 
-def renumber(draw: st.DrawFn, changed: list[Picture], folder: Folder) -> None:
+def renumber(draw: st.DrawFn, changed: list[Photo], folder: Folder) -> None:
     """Number the images otherwise in the file of captions."""
-    keys = draw(st.permutations([picture.key for picture in folder.pictures]))
-    for picture, key in zip(folder.pictures, keys, strict=True):
-        picture.caption_key = key
+    keys = draw(st.permutations([photo.key for photo in folder.photos]))
+    for photo, key in zip(folder.photos, keys, strict=True):
+        photo.caption_key = key
 
 
-def give_other_id(draw: st.DrawFn, changed: list[Picture], folder: Folder) -> None:
+def give_other_id(draw: st.DrawFn, changed: list[Photo], folder: Folder) -> None:
     """Give one image the id of another, or one that no annotation has."""
     changed[0].key = draw(st.integers(1, 7))
 
 
-def lose_category(draw: st.DrawFn, changed: list[Picture], folder: Folder) -> None:
+def lose_category(draw: st.DrawFn, changed: list[Photo], folder: Folder) -> None:
     """Use ids of categories beyond the list."""
     changed[0].category_offset = 7
 
 
-def duplicate_category(draw: st.DrawFn, changed: list[Picture], folder: Folder) -> None:
+def duplicate_category(draw: st.DrawFn, changed: list[Photo], folder: Folder) -> None:
     """Give two categories one id, or list one twice."""
     entry = dict(draw(st.sampled_from(folder.categories)))
     entry["id"] = draw(st.integers(0, 4))
     folder.categories.append(entry)
 
 
-def change_unit(draw: st.DrawFn, changed: list[Picture], folder: Folder) -> None:
+def change_unit(draw: st.DrawFn, changed: list[Photo], folder: Folder) -> None:
     """Write fractions, percent or corners."""
     unit = draw(st.sampled_from(["fractions", "percent", "corners"]))
-    for picture in changed:
-        picture.unit = unit
+    for photo in changed:
+        photo.unit = unit
 
 
 def facts(annotations: AnnotationSet) -> dict[str, list[tuple[str, Corners]]]:
@@ -223,26 +223,26 @@ INCONSISTENCIES = (
 @settings(max_examples=30)
 @given(data=st.data())
 def test_facts_are_right_or_the_image_is_invalid(
-    make_inconsistent: Callable[[st.DrawFn, list[Picture], Folder], None],
+    make_inconsistent: Callable[[st.DrawFn, list[Photo], Folder], None],
     tmp_path_factory: pytest.TempPathFactory,
     data: st.DataObject,
 ) -> None:
     """One image or all of them are inconsistent; an image may also lose its boxes and keep its captions."""
-    folder = Folder(data.draw(pictures()))
+    folder = Folder(data.draw(photos()))
     changes_all = data.draw(st.booleans())
-    changed = folder.pictures if changes_all else folder.pictures[:1]
+    changed = folder.photos if changes_all else folder.photos[:1]
     make_inconsistent(data.draw, changed, folder)
     skipped = SkippedItems(1.0)
 
     annotations = read_coco(folder.write(tmp_path_factory.mktemp("coco")), skipped, CocoOptions())
 
-    found = facts(annotations)
-    for picture in folder.pictures:
+    facts_by_name = facts(annotations)
+    for photo in folder.photos:
         expected = [
-            (NAMES[category], pytest.approx(box, abs=0.01)) for category, box in picture.boxes
+            (NAMES[category], pytest.approx(box, abs=0.01)) for category, box in photo.boxes
         ]
-        assert found.get(picture.name, []) in ([], expected)
-        is_invalid = any(item.location == f"image {picture.name}" for item in skipped.items)
-        assert is_invalid == (picture.name not in found)
+        assert facts_by_name.get(photo.name, []) in ([], expected)
+        is_invalid = any(item.location == f"image {photo.name}" for item in skipped.items)
+        assert is_invalid == (photo.name not in facts_by_name)
     for image in annotations.images:
         assert image.captions in ((), (f"It is {image.path.name}.",))

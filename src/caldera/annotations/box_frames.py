@@ -1,8 +1,8 @@
 """Frames of boxes: stored or displayed pixels of an image, at its own size or at that before it was resized.
 
-A camera stores pixels in one orientation, and EXIF says how they are displayed. Tools annotate either. The annotated
-size tells which, unless the orientation keeps it (1 to 4) or the image is square. The other images of the file tell
-then; without any, an image with such an orientation is invalid.
+A camera stores pixels in one orientation, and EXIF has the orientation to display them in. Tools annotate either.
+The annotated size shows which, unless the orientation keeps it (2 to 4) or the image is square. Then the other images
+of the file decide; without any, an image with such an orientation is invalid.
 """
 
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ Size = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class FrameMatch:
-    """How an annotated size fits an image."""
+    """Frames of an image that an annotated size fits."""
 
     frames: tuple[Frame, ...] = ()
     """Frames that it may be the size of; empty if it is of another aspect ratio."""
@@ -47,8 +47,8 @@ def _same_ratio(size: Size, other: Size) -> bool:
     small, large = sorted((size, other))
     low, high = zip(
         *(
-            ((side - 1) / whole, (side + 1) / whole)
-            for side, whole in zip(small, large, strict=True)
+            ((side - 1) / original, (side + 1) / original)
+            for side, original in zip(small, large, strict=True)
         ),
         strict=True,
     )
@@ -56,7 +56,7 @@ def _same_ratio(size: Size, other: Size) -> bool:
 
 
 def common_frame(matches: Iterable[tuple[FrameMatch, ImageHeader]]) -> Frame | None:
-    """Return the frame that all images of a file agree on, of those whose size tells it; None if none does."""
+    """Return the frame that all images of a file agree on, of those whose size shows it; None if none does."""
     frames = {
         match.frames[0]
         for match, header in matches

@@ -43,7 +43,7 @@ class SizedBoxes:
 
     @property
     def fits(self) -> bool:
-        """Whether all boxes are inside the image, if they are pixels."""
+        """True if all boxes are inside the image, read as pixels."""
         return all(fits_inside(box, self.size) for box in self.boxes)
 
 

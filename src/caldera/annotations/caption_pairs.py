@@ -20,7 +20,7 @@ from caldera.files.records import read_records
 from caldera.files.skipped_items import SkippedItems
 
 _START = 4096
-"""Bytes of a file that tell JSON from a table."""
+"""Bytes of a file that distinguish JSON from a table."""
 
 
 def read_pairs(
@@ -47,16 +47,18 @@ def read_pairs(
         split: Split of Karpathy's JSON to read; None for all.
         check_images: Check that each image exists.
     """
-    wanted = parse_columns(columns)
+    column_names = parse_columns(columns)
     total = 0
     pairs: list[tuple[str, str, str]] = []
-    is_json, rows = _read_rows(path, wanted, split)
+    is_json, rows = _read_rows(path, column_names, split)
     for location, row in rows:
         total += 1
         try:
             pairs += (
                 (location, *pair)
-                for pair in _parse_row(row, location, wanted if is_json else None, ignore_fields)
+                for pair in _parse_row(
+                    row, location, column_names if is_json else None, ignore_fields
+                )
             )
         except InputError as error:
             skipped.add_or_raise(location, error)
@@ -85,7 +87,7 @@ def read_pairs(
 
 
 def _read_rows(
-    path: Path, wanted: Columns | None, split: str | None
+    path: Path, column_names: Columns | None, split: str | None
 ) -> tuple[bool, Iterator[tuple[str, object]]]:
     """Return whether a file is JSON, and its unchecked rows with their location; those of a table have known names."""
     try:
@@ -94,7 +96,7 @@ def _read_rows(
     except OSError as error:
         raise AnnotationError(f"cannot read {path}: {error.strerror}; check the path") from error
     is_json = start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[")
-    return is_json, _json_rows(path, split) if is_json else iter(read_table(path, wanted))
+    return is_json, _json_rows(path, split) if is_json else iter(read_table(path, column_names))
 
 
 def _json_rows(path: Path, split: str | None) -> Iterator[tuple[str, object]]:
@@ -135,7 +137,7 @@ def _karpathy_rows(
 
 
 def _parse_row(
-    row: object, location: str, wanted: Columns | None, ignore_fields: frozenset[str]
+    row: object, location: str, column_names: Columns | None, ignore_fields: frozenset[str]
 ) -> list[tuple[str, str]]:
     """Return image path and caption, or each of several captions; or raise an InputError."""
     if isinstance(row, AnnotationError):
@@ -144,7 +146,7 @@ def _parse_row(
         raise AnnotationError(f"{location} should have text fields 'image' and 'caption'")
     if "conversations" in row:
         return [_parse_conversation(row, location, ignore_fields)]
-    image, captions = _fields_of(row, location, wanted)
+    image, captions = _fields_of(row, location, column_names)
     if not isinstance(image, str) or not isinstance(captions, str | list | float | None):
         raise AnnotationError(f"{location} should have text fields 'image' and 'caption'")
     values = captions if isinstance(captions, list) else [captions]
@@ -157,12 +159,12 @@ def _parse_row(
 
 
 def _fields_of(
-    row: Mapping[str, object], location: str, wanted: Columns | None
+    row: Mapping[str, object], location: str, column_names: Columns | None
 ) -> tuple[object, object]:
     """Return the values of the image and the caption of a record."""
-    if wanted is None and "image" in row and "caption" in row:
+    if column_names is None and "image" in row and "caption" in row:
         return row["image"], row["caption"]
-    image, caption = choose_columns(list(row), wanted, location)
+    image, caption = choose_columns(list(row), column_names, location)
     return row[image], row[caption]
 
 

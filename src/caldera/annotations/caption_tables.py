@@ -47,36 +47,36 @@ def parse_columns(text: str | None) -> Columns | None:
     return names[0], names[1]
 
 
-def choose_columns(names: Sequence[str], wanted: Columns | None, subject: str) -> Columns:
+def choose_columns(names: Sequence[str], columns: Columns | None, subject: str) -> Columns:
     """Return the names of the image and the caption column, or raise AnnotationError."""
-    known = {name.strip().lower(): name for name in names if name}
+    names_by_key = {name.strip().lower(): name for name in names if name}
     listed = f"{subject} has the columns {', '.join(names) or 'of no name'}"
-    if wanted:
-        if missing := [name for name in wanted if name.lower() not in known]:
+    if columns:
+        if missing := [name for name in columns if name.lower() not in names_by_key]:
             raise AnnotationError(f"{listed}, none of them {missing[0]}; correct --columns")
-        return known[wanted[0].lower()], known[wanted[1].lower()]
-    found: list[str] = []
+        return names_by_key[columns[0].lower()], names_by_key[columns[1].lower()]
+    chosen: list[str] = []
     for role, usual in (("image", IMAGE_COLUMNS), ("caption", CAPTION_COLUMNS)):
-        name = next((known[name] for name in usual if name in known), None)
+        name = next((names_by_key[name] for name in usual if name in names_by_key), None)
         if name is None:
             raise AnnotationError(
                 f"{listed}, none of them known as the {role}; name both with --columns IMAGE,CAPTION"
             )
-        found.append(name)
-    return found[0], found[1]
+        chosen.append(name)
+    return chosen[0], chosen[1]
 
 
-def read_table(path: Path, wanted: Columns | None) -> Iterator[tuple[str, Row]]:
+def read_table(path: Path, columns: Columns | None) -> Iterator[tuple[str, Row]]:
     """Yield image and caption of each row with its location, or what is wrong with the row.
 
     Raises:
-        AnnotationError: The file cannot be read, or nothing tells its columns.
+        AnnotationError: The file cannot be read, or its columns are not names_by_key.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             first = next((line for line in file if line.strip()), "")
             file.seek(0)
-            yield from _read_lines(path, file, first, wanted)
+            yield from _read_lines(path, file, first, columns)
     except OSError as error:
         raise AnnotationError(f"cannot read {path}: {error.strerror}; check the path") from error
     except UnicodeDecodeError as error:
@@ -88,16 +88,16 @@ def read_table(path: Path, wanted: Columns | None) -> Iterator[tuple[str, Row]]:
 
 
 def _read_lines(
-    path: Path, file: Iterable[str], first: str, wanted: Columns | None
+    path: Path, file: Iterable[str], first: str, columns: Columns | None
 ) -> Iterator[tuple[str, Row]]:
     """Yield the two columns of every row."""
     if not first.strip():
         raise AnnotationError(f"{path} is empty; it should hold an image and a caption a line")
-    delimiter = _choose_delimiter(first, wanted)
+    delimiter = _choose_delimiter(first, columns)
     rows = _rows(file, delimiter)
     header = [field.strip() for field in next(_rows([first], delimiter))[1]]
     width = len(header)
-    if wanted is None and _IMAGE_NAME.match(header[0]):
+    if columns is None and _IMAGE_NAME.match(header[0]):
         indices = (0, width - 1)
         if width < 2:
             raise AnnotationError(
@@ -105,7 +105,7 @@ def _read_lines(
             )
     else:
         subject = f"{path}, a table with {_NAMES[delimiter]},"
-        names = choose_columns(header, wanted, subject)
+        names = choose_columns(header, columns, subject)
         indices = (header.index(names[0]), header.index(names[1]))
         next(row for row in rows if any(map(str.strip, row[1])))
     for number, row in rows:
@@ -123,14 +123,14 @@ def _read_lines(
             )
 
 
-def _choose_delimiter(first: str, wanted: Columns | None) -> str:
+def _choose_delimiter(first: str, columns: Columns | None) -> str:
     """Return the delimiter that gives the first line known column names, or else the most fields."""
-    usual = {*IMAGE_COLUMNS, *CAPTION_COLUMNS, *(name.lower() for name in wanted or ())}
+    usual = {*IMAGE_COLUMNS, *CAPTION_COLUMNS, *(name.lower() for name in columns or ())}
 
     def suitability(delimiter: str) -> tuple[int, bool, int]:
         fields = [field.strip() for field in next(_rows([first], delimiter))[1]]
-        known = sum(field.lower() in usual for field in fields)
-        return known, len(fields) > 1 and bool(_IMAGE_NAME.match(fields[0])), len(fields)
+        names_by_key = sum(field.lower() in usual for field in fields)
+        return names_by_key, len(fields) > 1 and bool(_IMAGE_NAME.match(fields[0])), len(fields)
 
     return max(_DELIMITERS, key=suitability)
 

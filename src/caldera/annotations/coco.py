@@ -1,7 +1,7 @@
 """Reader of COCO folders: captions and boxes of images, checked against each other and against the image files.
 
 What is wrong with an image, its captions or its boxes makes that image invalid, and nothing else. Captions and boxes
-are joined by file name. Boxes become fractions of the displayed image; the size of the image file tells what their
+are joined by file name. Boxes become fractions of the displayed image; the size of the image file decides what their
 numbers mean (see `box_frames` and `box_units`).
 """
 
@@ -22,7 +22,7 @@ from caldera.files.skipped_items import SkippedItems
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CocoOptions:
-    """What to read of a COCO folder."""
+    """Options of reading a COCO folder."""
 
     split: str | None = None
     images: Path | None = None
@@ -164,8 +164,8 @@ def _build(
             pool.append((name, _to_annotated(image, reader)))
         except InputError as error:
             skipped.add_or_raise(f"image {name}" if name else image.entry.location, error)
-            known = {entry.category for entry in image.box_entries if not entry.is_crowd}
-            uncounted = reader.uncounted(image) | known
+            boxed = {entry.category for entry in image.box_entries if not entry.is_crowd}
+            uncounted = reader.uncounted(image) | boxed
             unused = AnnotatedImage(f"skipped {index}", image.path, 0, 0, (), (), uncounted)
             pool.append(("", unused))
     ids = unique_ids([name for name, _ in pool if name])

@@ -30,7 +30,7 @@ from caldera.images.decoding import ImageHeader, read_image_header
 
 _UNUSABLE_UNITS: dict[Unit, str] = {
     "corners": "is [left, top, right, bottom] like most of the file; write [left, top, width, height]",
-    "unclear": "may be in pixels, in percent or in fractions, like all of the file; say which with --boxes",
+    "unclear": "may be in pixels, in percent or in fractions, like all of the file; name it with --boxes",
 }
 """What is wrong with each box of a file, by its unit."""
 
@@ -68,7 +68,7 @@ class ListedImage:
 
 @dataclass(frozen=True, slots=True)
 class BoxMeaning:
-    """What the user says about the numbers of boxes; None is decided by the files."""
+    """Unit and frame of boxes as the user gives them; None is decided by the files."""
 
     unit: Unit | None = None
     frame: Frame | None = None
@@ -117,7 +117,7 @@ class BoxReader:
         is_resized = any(image.match.is_resized for image in usable)
         self._unit: Unit = meaning.unit or detect_unit([_sized(image) for image in usable])
         if self._unit == "percent" and is_resized and not meaning.unit:
-            # The areas that tell percent are those of another size.
+            # The areas that show percent are those of another size.
             self._unit = "unclear"
         if self._unit in UNIT_SIZES and box_file:
             skipped.note(str(box_file.path), f"boxes are read as {self._unit} of the image")
@@ -168,8 +168,8 @@ class BoxReader:
         entry = image.box_entries[0]
         reason = _UNUSABLE_UNITS.get(self._unit)
         is_certain = self._meaning.unit or self._unit in UNIT_SIZES
-        if not reason and not is_certain and (found := contradiction(_sized(image))):
-            entry, reason = found
+        if not reason and not is_certain and (fault := contradiction(_sized(image))):
+            entry, reason = fault
         if reason:
             numbers = [entry.left, entry.top, entry.width, entry.height]
             raise AnnotationError(
@@ -189,8 +189,8 @@ class BoxReader:
             return match.frames[0]
         if self._frame is None:
             raise AnnotationError(
-                f"{location}: image {name} has EXIF orientation {header.orientation}, and nothing tells whether its "
-                "boxes are those of the stored or of the displayed image; say which with --boxes"
+                f"{location}: image {name} has EXIF orientation {header.orientation}, and it is not known whether its "
+                "boxes are those of the stored or of the displayed image; name it with --boxes"
             )
         return self._frame
 

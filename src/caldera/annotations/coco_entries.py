@@ -1,4 +1,4 @@
-"""Entries of a COCO annotation file, each validated on its own; what is wrong with one is told at its image."""
+"""Entries of a COCO annotation file, each validated on its own; what is wrong with one is a fault of its image."""
 
 import math
 import re
@@ -141,9 +141,9 @@ class CocoFile:
             parent = fields.get("supercategory")
             if isinstance(parent, str) and parent.strip().lower() not in _NO_CATEGORY:
                 above[name].add(parent.strip())
-        known = set(self._names.values())
+        names = set(self._names.values())
         for name, parents in above.items():
-            self.parents[name] = (parents & known) - {name}
+            self.parents[name] = (parents & names) - {name}
 
     def owners(self, other: "CocoFile | None") -> dict[str, ImageEntry]:
         """Return the image of each id; images that claim the same id or name are marked unless one owns it.

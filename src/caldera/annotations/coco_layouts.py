@@ -1,8 +1,8 @@
 """Layouts of COCO folders: annotation files and image folders, found by content.
 
 COCO's own layout is `annotations/captions_SPLIT.json`, `annotations/instances_SPLIT.json` and the images in `SPLIT/`.
-Tools write other names beside other folders: Label Studio `result.json` and `images/`, Roboflow
-`SPLIT/_annotations.coco.json` beside the images, FiftyOne `labels.json` and `data/`.
+Tools write other names next to other folders: Label Studio `result.json` and `images/`, Roboflow
+`SPLIT/_annotations.coco.json` next to the images, FiftyOne `labels.json` and `data/`.
 """
 
 import json
@@ -18,7 +18,7 @@ _PREFIXES = ("captions_", "instances_")
 """Beginnings of COCO's file names."""
 
 _IMAGE_FOLDERS = ("images", "data", "imgs", "img", "photos")
-"""Names of folders beside an annotation file that tools put images into."""
+"""Names of folders next to an annotation file that tools put images into."""
 
 _MAX_FILES = 200
 """JSON files that are read in search of annotations."""
@@ -57,8 +57,8 @@ def find_source(
     with_captions = [name for name in names if name.startswith(_PREFIXES[0])] or names
     splits = list(dict.fromkeys(name[:-5].partition("_")[2] for name in with_captions))
     split = _choose_split(path, splits, split)
-    found = [folder / f"{prefix}{split}.json" for prefix in _PREFIXES]
-    existing = [file if file.exists() else None for file in found]
+    pair = [folder / f"{prefix}{split}.json" for prefix in _PREFIXES]
+    existing = [file if file.exists() else None for file in pair]
     return CocoSource(existing[0], existing[1], tuple(image_folders(path, split)), {})
 
 
@@ -100,7 +100,7 @@ def _search(folder: Path) -> dict[Path, dict[str, Any]]:
         try:
             contents[file] = read_object(file)
         except AnnotationError:
-            # Other JSON files are no fault; if none has annotations, the message says so.
+            # Other JSON files are no fault; if none has annotations, the message states it.
             continue
     if not contents:
         raise AnnotationError(
@@ -128,7 +128,7 @@ def _from_content(
     if not captions and not boxes:
         boxes = files[:1]
     file = (boxes or captions)[0]
-    # Beside the file first: names of other splits are often the same.
+    # Next to the file first: names of other splits are often the same.
     folders = [file.parent, *_folders_near(file, split), *image_folders(folder, split)]
     return CocoSource(
         captions[0] if captions else None,

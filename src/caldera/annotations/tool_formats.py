@@ -47,8 +47,8 @@ def _from_via(entries: dict[str, Any]) -> dict[str, Any]:
             if "all_points_x" in shape:
                 bbox = _bounds(shape["all_points_x"], shape.get("all_points_y"))
             annotations.append({"image_id": number, "category_id": category, "bbox": bbox})
-    named = [{"id": number, "name": name} for name, number in categories.items()]
-    return {"images": images, "annotations": annotations, "categories": named}
+    named_categories = [{"id": number, "name": name} for name, number in categories.items()]
+    return {"images": images, "annotations": annotations, "categories": named_categories}
 
 
 def _from_datumaro(content: dict[str, Any]) -> dict[str, Any]:

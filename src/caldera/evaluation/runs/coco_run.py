@@ -27,7 +27,7 @@ class CocoQuestions:
     """Folder and files in place of those that are found."""
 
     boxes: str | None = None
-    """Unit and frame of the boxes, if the files do not tell them."""
+    """Unit and frame of the boxes, if the files do not show them."""
 
     per_image: int = 8
     context_per_image: int = 2
