@@ -64,9 +64,9 @@ def test_an_image_keeps_what_it_has(tmp_path: Path, lost: str) -> None:
 def test_a_missing_size_is_that_of_the_file(tmp_path: Path, size: dict[str, object]) -> None:
     """As in VizWiz; boxes are fractions of it."""
     files = coco_files()
-    for image in files["captions"]["images"]:
-        del image["width"], image["height"]
-        image.update(size)
+    for entry in files["captions"]["images"]:
+        del entry["width"], entry["height"]
+        entry.update(size)
     [image, *_] = read_coco(write(tmp_path, files), SkippedItems()).images
     assert (image.width, image.height) == (WIDTH, HEIGHT)
     assert image.instances[0].box == Box(0.1, 0.2, 0.3, 0.6)

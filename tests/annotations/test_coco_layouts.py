@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from caldera.files.skipped_items import SkippedItems
 from tests.annotations.coco_folder import PNG, WIDTH, coco_files
 
 
-def write(folder: Path, files: dict[str, object], images: list[str]) -> Path:
+def write(folder: Path, files: Mapping[str, object], images: list[str]) -> Path:
     """Write JSON files and blank images."""
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,8 @@ def test_boxes_of_every_tool_are_found(tmp_path: Path, name: str) -> None:
     assert all(image.path.read_bytes() == PNG for image in annotations.images)
     for image in annotations.images:
         dog = image.instances[0]
-        assert (dog.category, dog.box.left) == ("dog", pytest.approx(5 / WIDTH))
+        assert dog.category == "dog"
+        assert dog.box.left == pytest.approx(5 / WIDTH)
     assert "project" not in annotations.categories
 
 
@@ -145,8 +146,8 @@ def test_splits_in_folders_are_read_by_name(tmp_path: Path) -> None:
 def test_files_may_be_given_and_joined_by_name(tmp_path: Path) -> None:
     """In any folder, with other ids, and with folders before the names in one of them."""
     captions = coco_files()["captions"]
-    for image in captions["images"]:
-        image["id"] = 30 - image["id"]
+    for entry in captions["images"]:
+        entry["id"] = 30 - entry["id"]
     for entry in captions["annotations"]:
         entry["image_id"] = 30 - entry["image_id"]
     files = {"x/c.json": captions, "y/i.json": boxes("photos/")}

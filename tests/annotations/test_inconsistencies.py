@@ -231,14 +231,15 @@ def test_facts_are_right_or_the_image_is_invalid(
     folder = Folder(data.draw(photos()))
     changes_all = data.draw(st.booleans())
     changed = folder.photos if changes_all else folder.photos[:1]
-    make_inconsistent(data.draw, changed, folder)
+    draw: Any = data.draw
+    make_inconsistent(draw, changed, folder)
     skipped = SkippedItems(1.0)
 
     annotations = read_coco(folder.write(tmp_path_factory.mktemp("coco")), skipped, CocoOptions())
 
     facts_by_name = facts(annotations)
     for photo in folder.photos:
-        expected = [
+        expected: Any = [
             (NAMES[category], pytest.approx(box, abs=0.01)) for category, box in photo.boxes
         ]
         assert facts_by_name.get(photo.name, []) in ([], expected)

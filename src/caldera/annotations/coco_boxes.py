@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import get_args
 
 from caldera.annotations.annotated_image import Instance
 from caldera.annotations.box_frames import (
@@ -76,16 +75,16 @@ class BoxMeaning:
 
 def parse_box_meaning(text: str | None) -> BoxMeaning:
     """Parse a unit, a frame or both: 'percent', 'displayed', 'pixels,stored'."""
+    units: dict[str, Unit] = {"pixels": "pixels", "fractions": "fractions", "percent": "percent"}
+    frames: dict[str, Frame] = {"stored": "stored", "displayed": "displayed"}
     meaning = BoxMeaning()
     for word in text.split(",") if text else ():
-        if word in get_args(Frame):
-            meaning = replace(meaning, frame=word)
-        elif word in ("pixels", *UNIT_SIZES):
-            meaning = replace(meaning, unit=word)
+        if word in frames:
+            meaning = replace(meaning, frame=frames[word])
+        elif word in units:
+            meaning = replace(meaning, unit=units[word])
         else:
-            raise UnknownNameError(
-                "unit or frame of boxes", word, ["pixels", *UNIT_SIZES, *get_args(Frame)]
-            )
+            raise UnknownNameError("unit or frame of boxes", word, [*units, *frames])
     return meaning
 
 

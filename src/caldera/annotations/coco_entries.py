@@ -183,7 +183,8 @@ class CocoFile:
         num_invalid = 0
         for index, entry in enumerate(self._annotations):
             location = f"{self.path}: annotations.{index}"
-            key = to_key(entry.get("image_id")) if isinstance(entry, dict) else ""
+            fields = entry if isinstance(entry, dict) else {}
+            key = to_key(fields.get("image_id"))
             if not key:
                 num_invalid += 1
                 reason = f"{location}: {shorten_value(entry)} has no image_id; correct or remove it"
@@ -191,9 +192,9 @@ class CocoFile:
             elif key not in owners:
                 unlisted[key] += 1
             else:
-                self._read_caption(location, entry, owners[key], skipped)
+                self._read_caption(location, fields, owners[key], skipped)
                 if with_boxes:
-                    self._read_box(location, entry, owners[key], skipped)
+                    self._read_box(location, fields, owners[key], skipped)
         if unlisted:
             reason = f"annotations of {len(unlisted)} images are not used, as 'images' does not list them"
             skipped.note(str(self.path), reason)
@@ -233,20 +234,24 @@ class CocoFile:
                 f"{location}.iscrowd", f"{shorten_value(crowd)} is neither 0 nor 1; correct it"
             )
         category = self._names[key]
-        values = entry.get("bbox")
-        numbers = [_to_number(value) for value in values] if isinstance(values, list) else []
+        bbox = entry.get("bbox")
+        values = bbox if isinstance(bbox, list) else []
+        numbers = [_to_number(value) for value in values]
         if len(numbers) != 4 or not all(map(math.isfinite, numbers)):
             image.set_fault(
                 f"{location}.bbox",
-                f"{shorten_value(values)} of image {image.name} is no [left, top, width, height]; correct or remove it",
+                f"{shorten_value(bbox)} of image {image.name} is no [left, top, width, height]; correct or remove it",
             )
         elif numbers[2] <= 0 or numbers[3] <= 0:
             skipped.note(f"{location}.bbox", f"box {numbers} has no area; it is not used")
         else:
+            left, top, width, height = numbers
             area = max(0.0, _to_number(entry.get("area") or 0))
             is_whole = all(isinstance(value, int) for value in values)
             image.boxes.append(
-                BoxEntry(location, category, *numbers, area, is_crowd == 1, is_whole)
+                BoxEntry(
+                    location, category, left, top, width, height, area, is_crowd == 1, is_whole
+                )
             )
             return
         if is_crowd != 1:

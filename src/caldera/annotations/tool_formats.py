@@ -43,7 +43,7 @@ def _from_via(entries: dict[str, Any]) -> dict[str, Any]:
             labels = _fields(region.get("region_attributes")).values()
             name = next((text.strip() for text in labels if isinstance(text, str)), "")
             category = categories.setdefault(name, len(categories)) if name else None
-            bbox = [shape.get(side) for side in ("x", "y", "width", "height")]
+            bbox: list[Any] | None = [shape.get(side) for side in ("x", "y", "width", "height")]
             if "all_points_x" in shape:
                 bbox = _bounds(shape["all_points_x"], shape.get("all_points_y"))
             annotations.append({"image_id": number, "category_id": category, "bbox": bbox})
