@@ -164,11 +164,14 @@ def test_equal_questions_are_told_apart_by_image_choices_or_correct_answer(tmp_p
         match_answers(records(tmp_path, [*bare, {**rows[2]}]), COLORS, tmp_path)
     choices = [item(0, "Which?", "red", "blue"), item(1, "Which?", "tea", "milk")]
     options = [
-        {"index": 5, "question": "Which?", "options": ["milk", "tea"], "prediction": "x"},
+        {"index": 5, "question": "Which?", "options": ["tea", "milk"], "prediction": "x"},
         {"index": 6, "question": "Which?", "options": "['red', 'blue']", "prediction": "y"},
     ]
     matched = match_answers(records(tmp_path, options), choices, tmp_path)
     assert matched == {"q0": "y", "q1": "x"}
+    options[0]["options"] = ["milk", "tea"]  # its letters mean other choices
+    with pytest.raises(InputError, match="1 answers match no question: 5 'Which"):
+        match_answers(records(tmp_path, options), choices, tmp_path)
 
 
 def test_answers_of_another_split_are_listed(tmp_path: Path) -> None:
@@ -178,6 +181,20 @@ def test_answers_of_another_split_are_listed(tmp_path: Path) -> None:
     matching = {"index": 8, "question": "What color is it?", "image": "0.jpg", "prediction": "x"}
     with pytest.raises(InputError, match=r"1 answers match no question: 7 'Who is it\?'; is this"):
         match_answers(records(tmp_path, [*rows, matching]), COLORS, tmp_path)
+
+
+def test_answers_of_a_named_other_split_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """VLMEvalKit's table of MMMU also has the questions of dev; the number of these is logged."""
+    caplog.set_level("INFO")
+    rows = [{"id": f"q{n}", "split": "validation", "prediction": str(n)} for n in range(3)]
+    dev = {"id": "dev_1", "split": "dev", "prediction": "x"}
+    matched = match_answers(records(tmp_path, [dev, *rows]), COLORS, tmp_path)
+    assert matched == {"q0": "0", "q1": "1", "q2": "2"}
+    assert "left out 1 answers to questions of another split: dev" in caplog.text
+    unknown = {"id": "q9", "split": "validation", "prediction": "x"}
+    assert "q9" in match_answers(records(tmp_path, [*rows, unknown]), COLORS, tmp_path)
 
 
 def test_an_order_counts_if_every_question_or_correct_answer_agrees(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ are those of the items. Nothing is guessed: an answer that matches no question, 
 """
 
 import ast
+import logging
 import re
 import unicodedata
 from collections import defaultdict
@@ -21,6 +22,8 @@ from caldera.evaluation.files import join_names
 
 if TYPE_CHECKING:
     from caldera.evaluation.benchmark import Item
+
+log = logging.getLogger(__name__)
 
 _IMAGE_KEYS = (
     "image_path", "image", "image_source", "image_name", "file_name", "imageId", "image_id",
@@ -70,7 +73,7 @@ def match_answers(
             no question or several.
     """
     matcher = _Matcher(items, question_of)
-    records_by_id = _with_best_ids(records, matcher.items)
+    records_by_id = _without_other_splits(_with_best_ids(records, matcher.items), matcher.items)
     num_known = sum(record.id in matcher.items for record in records_by_id)
     ids_agree = num_known > 0 and matcher.questions_agree(records_by_id)
     if ids_agree and 2 * num_known >= len(records_by_id):
@@ -103,6 +106,24 @@ def _with_best_ids(
         replace(record, id=record_ids[best])
         for record, record_ids in zip(records, ids, strict=True)
     ]
+
+
+def _without_other_splits(
+    records: list[AnswerRecord], items: Mapping[str, "Item"]
+) -> list[AnswerRecord]:
+    """Return the records without those of another `split`; VLMEvalKit's table of MMMU holds two."""
+    splits = {str(record.fields.get("split", "")) for record in records if record.id in items}
+    others = [
+        record
+        for record in records
+        if record.id not in items and str(record.fields.get("split", "")) not in {"", *splits}
+    ]
+    if not splits or not others:
+        return records
+    names = join_names({str(record.fields["split"]) for record in others})
+    log.info("left out %d answers to questions of another split: %s", len(others), names)
+    left_out = set(map(id, others))
+    return [record for record in records if id(record) not in left_out]
 
 
 class _Matcher:
@@ -161,11 +182,11 @@ class _Matcher:
         ) in normalize_words(record.prompt)
 
     def _have_same_choices(self, record: AnswerRecord, name: str) -> bool:
-        """Return whether record and item have the same choices in any order, or one of them none."""
+        """Return whether record and item have the same choices in the same order, or one of them none."""
         choices, item_choices = find_choices(record), self.items[name].choices
         if not choices or not item_choices:
             return True
-        return sorted(map(normalize_words, choices)) == sorted(map(normalize_words, item_choices))
+        return [*map(normalize_words, choices)] == [*map(normalize_words, item_choices)]
 
     def by_content(self, records: Sequence[AnswerRecord], path: Path) -> list[AnswerRecord] | None:
         """Return the records with the ids of the items that they repeat; None if no record repeats any."""
@@ -219,8 +240,17 @@ class _Matcher:
         if same_image:
             candidates = [name for name in candidates if name in same_image]
         candidates = [name for name in candidates if self._have_same_choices(record, name)]
+        if "hint" in record.fields:
+            candidates = self._with_hint(candidates, str(record.fields["hint"] or ""))
         references = find_references(record)
         return [name for name in candidates if references & self._references(name)] or candidates
+
+    def _with_hint(self, candidates: Sequence[str], hint: str) -> list[str]:
+        """Return the candidates with the hint of a record and nothing more, if any has it."""
+        words = normalize_words(hint)
+        with_hint = [name for name in candidates if words in self._words[name]] or candidates
+        shortest = min((len(self._words[name]) for name in with_hint), default=0)
+        return [name for name in with_hint if len(self._words[name]) == shortest]
 
     def _items_about(self, record: AnswerRecord, keys: Sequence[str]) -> dict[str, None]:
         """Return the ids of the items about an image that some fields of a record name, in order."""

@@ -10,6 +10,7 @@ from caldera.errors import InputError, UsageError
 from caldera.evaluation.benchmark import Sources
 from caldera.evaluation.benchmarks.science_qa import load_questions, score_answer_files
 from caldera.instructions.request_phrases import LETTER_PROMPT
+from tests.evaluation.answer_formats import write_json
 
 PAPER = {
     "accuracy": 90.92, "NAT": 90.36, "SOC": 95.95, "LAN": 88.00, "TXT": 89.49, "IMG": 88.00, "NO": 90.66, "G1-6": 90.93,
@@ -199,3 +200,32 @@ def test_letters_without_questions_cannot_be_loaded(folder: Path) -> None:
     """A table of correct answers has no questions."""
     with pytest.raises(UsageError, match="asking needs --questions"):
         load_questions(Sources(annotations=folder / "truth.csv"))
+
+
+@pytest.mark.slow
+def test_a_toolkits_table_gives_the_published_figure_of_images(
+    third_party: Path, tmp_path: Path
+) -> None:
+    """VLMEvalKit has other ids and no questions without an image: they are matched by question, hint and choices."""
+    data = third_party / "scienceqa"
+    sources = Sources(
+        questions=data / "llava_test_CQM-A.json", annotations=data / "test_answers.csv"
+    )
+    texts = json.loads((data / "test_sqa_llava_13b_v0.json").read_text())["outputs"]
+    rows = []
+    for item in load_questions(sources).items:
+        if "IMG" in item.slices:
+            *hint, question = item.conversation.turns[0].text.strip().split("\nA. ")[0].split("\n")
+            rows.append(
+                {
+                    "index": 90_000 + len(rows),
+                    "question": question,
+                    "hint": "\n".join(hint).removeprefix("Context: "),
+                    **dict(zip("ABCDE", item.choices, strict=False)),
+                    "answer": item.references[0],
+                    "prediction": texts[item.id],
+                }
+            )
+    path = write_json(tmp_path / "table.json", rows[::-1])
+    metrics = score_answer_files(sources, path).metrics
+    assert metrics == {"IMG": pytest.approx(88.0, abs=0.01), "questions": 2017, "parse_failures": 0}
