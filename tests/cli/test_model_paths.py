@@ -86,7 +86,8 @@ def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assistant: LlavaBundl
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_says_what_a_path_is(name: str, paths: Path, call: Command) -> None:
     """Each kind of path is exit code 3 and one line, which is the same for all commands; nothing is written."""
-    for path in PATHS:
+    # The first model of a comparison is opened each time.
+    for path in PATHS[:2] if "GOOD" in COMMANDS[name] else PATHS:
         words = COMMANDS[name].replace("MODEL", path).replace("GOOD", "finished").split()
         if name == "import" and path == "original":
             continue  # what import is for
