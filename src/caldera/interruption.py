@@ -56,8 +56,9 @@ def stop_at_once(signal_number: int, _: FrameType | None = None) -> Never:
 
 def signal_of(interrupt: Interrupted | KeyboardInterrupt) -> int:
     """Return the number of the signal that ended the work."""
-    is_other = isinstance(interrupt, Interrupted | Terminated)
-    return interrupt.signal_number if is_other else signal.SIGINT
+    if isinstance(interrupt, Interrupted | Terminated):
+        return interrupt.signal_number
+    return signal.SIGINT
 
 
 @contextmanager

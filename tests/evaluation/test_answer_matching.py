@@ -183,7 +183,7 @@ def test_answers_of_another_split_are_listed(tmp_path: Path) -> None:
         match_answers(records(tmp_path, [*rows, matching]), COLORS, tmp_path)
 
 
-def test_answers_of_a_named_other_split_are_left_out(
+def test_answers_of_a_named_other_split_are_skipped(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """VLMEvalKit's table of MMMU also has the questions of dev; the number of these is logged."""
@@ -192,7 +192,7 @@ def test_answers_of_a_named_other_split_are_left_out(
     dev = {"id": "dev_1", "split": "dev", "prediction": "x"}
     matched = match_answers(records(tmp_path, [dev, *rows]), COLORS, tmp_path)
     assert matched == {"q0": "0", "q1": "1", "q2": "2"}
-    assert "left out 1 answers to questions of another split: dev" in caplog.text
+    assert "skipped 1 answers to questions of another split: dev" in caplog.text
     unknown = {"id": "q9", "split": "validation", "prediction": "x"}
     assert "q9" in match_answers(records(tmp_path, [*rows, unknown]), COLORS, tmp_path)
 

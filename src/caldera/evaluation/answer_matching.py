@@ -121,9 +121,9 @@ def _without_other_splits(
     if not splits or not others:
         return records
     names = join_names({str(record.fields["split"]) for record in others})
-    log.info("left out %d answers to questions of another split: %s", len(others), names)
-    left_out = set(map(id, others))
-    return [record for record in records if id(record) not in left_out]
+    log.info("skipped %d answers to questions of another split: %s", len(others), names)
+    skipped = set(map(id, others))
+    return [record for record in records if id(record) not in skipped]
 
 
 class _Matcher:

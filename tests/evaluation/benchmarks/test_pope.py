@@ -177,12 +177,12 @@ def test_a_question_of_several_splits_counts_in_each(tmp_path: Path) -> None:
     both = score_answer_files(Sources(annotations=tmp_path / "labels"), answers).metrics
     assert score_answer_files(Sources(), answers).metrics == both
     assert (both["questions"], both["accuracy"], set(both["splits"])) == (8, 75.0, {"random", "popular"})  # fmt: skip
-    one = Sources(annotations=tmp_path / "labels" / "coco_pope_random.json")
-    metrics = score_answer_files(one, answers).metrics
+    random_split = Sources(annotations=tmp_path / "labels" / "coco_pope_random.json")
+    metrics = score_answer_files(random_split, answers).metrics
     assert (metrics["questions"], metrics["answers_to_splits_without_labels"]) == (4, 4)
     write(answers, toolkit_rows(texts, "popular"))
     with pytest.raises(InputError, match="4 of 4 items have no answer: 1, 2, 3, 4"):
-        score_answer_files(one, answers)
+        score_answer_files(random_split, answers)
     write(answers, toolkit_rows(texts, "random", answer="maybe"))
     with pytest.raises(UsageError, match="repeats no label, yes or no; give --annotations"):
         score_answer_files(Sources(), answers)

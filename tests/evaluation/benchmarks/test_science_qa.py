@@ -212,7 +212,7 @@ def test_a_toolkits_table_gives_the_published_figure_of_images(
         questions=data / "llava_test_CQM-A.json", annotations=data / "test_answers.csv"
     )
     texts = json.loads((data / "test_sqa_llava_13b_v0.json").read_text())["outputs"]
-    rows = []
+    rows: list[dict[str, object]] = []
     for item in load_questions(sources).items:
         if "IMG" in item.slices:
             *hint, question = item.conversation.turns[0].text.strip().split("\nA. ")[0].split("\n")
