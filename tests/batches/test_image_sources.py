@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,16 +14,20 @@ import torch
 from torch import Tensor
 
 from caldera.batches import image_sources
-from caldera.batches.feature_store import FeatureStore
+from caldera.batches.feature_store import FeatureLocks, FeatureStore
 from caldera.batches.image_sources import (
     CachedFeatures,
     DecodedImages,
     FrozenTower,
+    broken_images,
     cache_features,
     raise_image_error,
 )
-from caldera.errors import ImageError, InputError, OutputError
+from caldera.devices import DeviceConfig, Runtime
+from caldera.errors import ImageError, InputError, Interrupted, OutputError
+from caldera.images.decoding import DEFAULT_DECODING
 from caldera.images.processor import ImageProcessor
+from caldera.interruption import deferred_signals
 from caldera.progress import NoProgress
 
 PROCESSOR = ImageProcessor(side=3, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -243,3 +248,34 @@ def test_two_processes_share_the_work(tmp_path: Path, photos: Path, *, killed: b
     tower, paths = FakeTower(), sorted(photos.iterdir())
     assert torch.equal(cache(folder, paths, tower)(paths), expected(paths))
     assert tower.sizes == []
+
+
+def test_a_signal_ends_the_wait_for_another_process(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the other process hangs; what is in the store is counted."""
+    paths = sorted(photos.iterdir())
+    cache(tmp_path, paths[1:], FakeTower())
+    monkeypatch.setattr(FeatureLocks, "try_acquire", lambda *_: False)
+
+    def wait(_: float) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(time, "sleep", wait)
+    with pytest.raises(Interrupted, match=r"the features of 6 of 7 are kept in .*store\.bin"):
+        cache(tmp_path, paths, FakeTower())
+
+
+def test_broken_images_are_found(photos: Path) -> None:
+    """Every image is decoded to its end; a signal stops the check."""
+    paths = sorted(photos.iterdir())
+    paths[0].write_bytes(paths[0].read_bytes()[:-60])
+    paths[1].unlink()
+    runtime = Runtime(DeviceConfig(torch.device("cpu"), torch.float32), NoProgress(), workers=2)
+    errors = broken_images(paths, runtime, DEFAULT_DECODING)
+    assert [*errors] == paths[:2]
+    assert all(str(path) in str(error) for path, error in errors.items())
+    with deferred_signals():
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Interrupted, match="stopped while checking images"):
+            broken_images(paths, runtime, DEFAULT_DECODING)

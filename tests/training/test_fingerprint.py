@@ -15,6 +15,7 @@ from caldera.devices import DeviceConfig, Runtime
 from caldera.errors import UsageError
 from caldera.files.skipped_items import SkippedItems
 from caldera.images.anyres import SINGLE_VIEW
+from caldera.images.decoding import DEFAULT_DECODING, DecodingConfig
 from caldera.model.bundle import LlavaBundle
 from caldera.model.lora_config import LoraConfig
 from caldera.progress import NoProgress
@@ -33,13 +34,14 @@ def fingerprint(
     file: str = "1.png",
     compute: DeviceConfig = FP32,
     ids: tuple[int, ...] = (2, 3),
+    decoding: DecodingConfig = DEFAULT_DECODING,
 ) -> RunFingerprint:
     """Return the fingerprint of a run on twenty samples about an image, the last two tokens of each as given."""
     samples = [
         Sample(f"r{n}", (n, *ids), (-100, *ids), (photos / file,), (SINGLE_VIEW,), (1,))
         for n in range(20)
     ]
-    return RunFingerprint(stage, assistant, samples, photos, compute)
+    return RunFingerprint(stage, assistant, samples, photos, compute, decoding)
 
 
 def test_a_moved_run_has_the_same_fingerprint(
@@ -59,6 +61,7 @@ def test_a_moved_run_has_the_same_fingerprint(
         ("weights", "weights.language was "),
         ("previous", "previous_stage was None, is pretrain"),
         ("precision", "precision was float32, is bfloat16"),
+        ("decoding", "decoding.max_pixels was 32000000, is 9"),
         ("path", "data: 20 records differ, the first 'r0'"),
         ("image", "data: 20 records differ, the first 'r0'"),
         ("tokens", "data: 20 records differ, the first 'r0'"),
@@ -71,7 +74,12 @@ def test_everything_that_decides_a_result_counts_and_is_named(
     before = fingerprint(assistant, photos)
     before.write(tmp_path)
     model = assistant.model
-    changes: dict[str, Any] = {}
+    changes_by_name: dict[str, dict[str, Any]] = {
+        "precision": {"compute": replace(FP32, dtype=torch.bfloat16)},
+        "decoding": {"decoding": replace(DEFAULT_DECODING, max_pixels=9)},
+        "path": {"file": "same bytes.png"},
+        "tokens": {"ids": (2, 4)},
+    }
     match change:
         case "aspect":
             processor = replace(assistant.processor, aspect="pad")
@@ -86,17 +94,12 @@ def test_everything_that_decides_a_result_counts_and_is_named(
         case "previous":
             card = assistant.card.model_copy(update={"stage": "pretrain"})
             assistant = replace(assistant, card=card)
-        case "precision":
-            changes["compute"] = replace(FP32, dtype=torch.bfloat16)
         case "path":
-            changes["file"] = "same bytes.png"
             shutil.copy(photos / "1.png", photos / "same bytes.png")
         case "image":
             Image.new("RGB", (30, 30)).save(photos / "1.png")
-        case "tokens":
-            changes["ids"] = (2, 4)
 
-    after = fingerprint(assistant, photos, **changes)
+    after = fingerprint(assistant, photos, **changes_by_name.get(change, {}))
 
     assert after.digest != before.digest
     assert after.changes(tmp_path, before.digest).startswith(message)

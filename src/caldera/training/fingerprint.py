@@ -20,6 +20,7 @@ from caldera.devices import DeviceConfig
 from caldera.files.atomic import to_plain_json, write_json
 from caldera.files.fingerprint import describe_changes, json_fingerprint
 from caldera.formats.weight_names import digest_weights
+from caldera.images.decoding import DEFAULT_DECODING, DecodingConfig
 from caldera.model.bundle import LlavaBundle
 from caldera.overrides import with_current_names, with_former_names
 from caldera.training.hyperparameters import EXECUTION_SETTINGS, Stage
@@ -42,6 +43,7 @@ class RunFingerprint:
         samples: Sequence[Sample],
         images: Path,
         compute: DeviceConfig,
+        decoding: DecodingConfig = DEFAULT_DECODING,
     ) -> None:
         """Compute the fingerprint.
 
@@ -52,8 +54,10 @@ class RunFingerprint:
                 a repaired image makes another run.
             images: Folder that the images' paths are relative to; does not count itself.
             compute: The precision counts.
+            decoding: Limits on images, which decide the scale at which large ones are decoded.
         """
         self._stage, self._assistant, self._compute = stage, assistant, compute
+        self._decoding = decoding
         sizes = {path: path.stat().st_size for sample in samples for path in sample.images}
         self._records = [
             (sample, [(os.path.relpath(path, images), sizes[path]) for path in sample.images])
@@ -75,6 +79,7 @@ class RunFingerprint:
                 "vision_feature_layer": model.vision.select_layer,
                 "feature_select": model.vision.select,
                 "image_processor": asdict(assistant.processor),
+                "decoding": asdict(decoding),
                 "previous_stage": assistant.card.stage,
                 "precision": str(compute.dtype).removeprefix("torch."),
                 "records": [f"{_digest(*record)} {record[0].id}" for record in self._records],
@@ -139,6 +144,8 @@ class RunFingerprint:
             "after": self._assistant.card.stage,
             "precision": str(self._compute.dtype),
         }
+        if self._decoding != DEFAULT_DECODING:
+            settings["decoding"] = asdict(self._decoding)
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         for sample, files in self._records:
             digest.update(_record_text(sample, files))

@@ -123,7 +123,9 @@ class TrainingJob:
         assistant = _with_stage_aspect(self.assistant, stage)
         with lock_folder(self.out):
             samples = self._encode(assistant)
-            fingerprint = RunFingerprint(stage, assistant, samples, self.data.images, compute)
+            fingerprint = RunFingerprint(
+                stage, assistant, samples, self.data.images, compute, self.data.decoding
+            )
             if self._is_finished(fingerprint):
                 log.info("%s was finished before", self.out / "model")
                 return load_model_folder(self.out / "model"), None
