@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,15 @@ def test_the_baseline_is_the_most_common_training_answer(tmp_path: Path) -> None
     assert {answers[item.id] for item in counting} == {"two"}
     assert bench.score(answers).by_category["count"] == pytest.approx(1 / 3)
     assert bench.score(answers).by_category["presence"] == 0.5
+
+
+def test_an_image_without_boxes_is_not_asked_about(tmp_path: Path) -> None:
+    """Without boxes nothing shows what is absent; questions about the other images are the same."""
+    boxed = tuple(image(f"h{n}", "cat", 2 + n, tmp_path) for n in range(3))
+    unboxed = replace(boxed[0], id="u", path=tmp_path / "u.jpg", instances=())
+    items = build(AnnotationSet((*boxed, unboxed), ("dog", "cat")), tmp_path).items
+    assert {item.id.partition("-")[0] for item in items} == {"h0", "h1", "h2"}
+    assert not any("u.jpg" in path for item in items for path in item.conversation.images)
 
 
 def test_shuffled_images_keep_the_question_and_change_every_image(

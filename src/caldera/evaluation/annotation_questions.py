@@ -93,7 +93,7 @@ def build_questions(
     facts = {
         image.path: derive_facts(image, annotations.categories) for image in annotations.images
     }
-    # Without boxes nothing tells what is absent; groups are sampled from all images all the same.
+    # Without boxes it is unknown what is absent; groups are sampled from all images all the same.
     images = [
         image for image in annotations.images if image.instances or not annotations.categories
     ]

@@ -272,9 +272,9 @@ class BenchmarkSpec:
 
     def score_answer_files(self, sources: Sources, answers: Path) -> Score:
         """Score an official answer file, or a folder of them; raises as `load` and `Benchmark.score` do."""
-        if self.score_official_files:
-            return self.score_official_files(sources, answers)
         is_alone = self.from_answers is not None and not sources.has_official_files
+        if self.score_official_files and not is_alone:
+            return self.score_official_files(sources, answers)
         benchmark = None if is_alone else self.load(sources)
         records = sources.read_answers(answers)
         if benchmark is None:

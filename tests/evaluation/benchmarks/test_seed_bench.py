@@ -11,7 +11,7 @@ from tests.evaluation.benchmarks.official import score_texts
 
 
 def test_scores_are_by_dimension_and_by_medium(tmp_path: Path) -> None:
-    """LLaVA's rule accepts the bare letter only; strict parsing also accepts one with punctuation."""
+    """LLaVA's rule accepts the bare letter only. Answers about images alone have no score of both media."""
     choices = {"choice_a": "a", "choice_b": "b", "choice_c": "c", "choice_d": "d"}
     rows = [(1, "A", 1, "image"), (2, "B", 1, "image"), ("v0", "D", 10, "video")]
     questions = [
@@ -28,6 +28,13 @@ def test_scores_are_by_dimension_and_by_medium(tmp_path: Path) -> None:
         "accuracy": 66.666667, "Scene": 100.0, "image": 100.0, "Action": 0.0, "video": 0.0, "questions": 3,
         "parse_failures": 1, "accuracy_when_read": 100.0, "official_rule": {"accuracy": 33.333333},
     }  # fmt: skip
+    images_only = score_texts(SEED_BENCH, tmp_path, tmp_path / "seed.json", {"1": "A", "2": "A"})
+    assert images_only.metrics == {
+        "Scene": 50.0,
+        "image": 50.0,
+        "questions": 2,
+        "parse_failures": 0,
+    }
     (tmp_path / "seed.json").write_text("[]")
     with pytest.raises(InputError, match=r"should be SEED-Bench\.json, an object"):
         score_texts(SEED_BENCH, tmp_path, tmp_path / "seed.json", {"1": "A"})

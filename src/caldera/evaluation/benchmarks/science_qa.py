@@ -131,10 +131,6 @@ def load_questions(sources: Sources) -> ScienceQA:
 
 def score_answer_files(sources: Sources, answers: Path) -> Score:
     """Score LLaVA's output file (`results` and `outputs`), or texts by question id."""
-    if not sources.has_official_files:
-        records = sources.read_answers(answers)
-        benchmark = ScienceQA(tuple(items_from_answers(records)))
-        return benchmark.score(match_answers(records, benchmark.items, answers))
     benchmark = _load(sources)
     content = read_json(answers) if answers.is_file() and json_start(answers) else None
     content = content if isinstance(content, dict) else {}
@@ -201,5 +197,6 @@ SCIENCE_QA = BenchmarkSpec(
     "llava_test_CQM-A.json",
     default_files=Sources(questions=Path("problems.json"), images=Path("images")),
     load=load_questions,
+    from_answers=lambda records: ScienceQA(tuple(items_from_answers(records))),
     score_official_files=score_answer_files,
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from caldera.errors import InputError
+from caldera.evaluation.answer_matching import match_answers
 from caldera.evaluation.benchmark import (
     BenchmarkSpec,
     Item,
@@ -27,6 +28,9 @@ from caldera.evaluation.benchmarks.multiple_choice import (
 )
 from caldera.evaluation.files import check_unique, read_json, require_fields
 
+_TOTALS = ("accuracy", "accuracy_when_read", "official_rule")
+"""Metrics over images and videos."""
+
 _CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
 
 
@@ -36,6 +40,20 @@ def _score(items: Sequence[Item], answers: Mapping[str, str]) -> Score:
     exact = mean(float(answers[item.id] == item.references[0]) for item in items)
     official = {"official_rule": {"accuracy": to_percent(exact)}}
     return replace(score, metrics=score.metrics | official)
+
+
+def score_answer_files(sources: Sources, answers: Path) -> Score:
+    """Score answers to all questions, or to those about images, which VLMEvalKit asks alone."""
+    benchmark = load_questions(sources)
+    texts = match_answers(sources.read_answers(answers), benchmark.items, answers)
+    image_items = [item for item in benchmark.items if "image" in item.slices]
+    if len(image_items) == len(benchmark.items) or texts.keys() != {
+        item.id for item in image_items
+    }:
+        return benchmark.score(texts)
+    score = replace(benchmark, items=image_items).score(texts)
+    metrics = {key: value for key, value in score.metrics.items() if key not in _TOTALS}
+    return replace(score, metrics=metrics)
 
 
 def load_questions(sources: Sources) -> ScoredItems:
@@ -88,4 +106,5 @@ SEED_BENCH = BenchmarkSpec(
     default_files=Sources(questions=Path("SEED-Bench.json"), images=Path()),
     load=load_questions,
     from_answers=lambda records: ScoredItems("seed-bench", items_from_answers(records), _score),
+    score_official_files=score_answer_files,
 )
