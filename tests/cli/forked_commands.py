@@ -6,9 +6,12 @@ printed when it starts, and its exit code, or minus the signal that killed it, w
 
 import json
 import os
+import signal
 import sys
 from importlib import import_module
 from typing import NoReturn
+
+from caldera.__main__ import _leave, main
 
 MODULES = (
     "caldera.datasets.registry",
@@ -33,10 +36,12 @@ def run_command(words: list[str], stdout: str, stderr: str) -> NoReturn:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     sys.stdin = os.fdopen(0)
     sys.argv = ["caldera", *words]
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
     print(flush=True)  # noqa: T201 - the command has begun
     code = 0
     try:
-        import_module("caldera.__main__").main()
+        main()
     except SystemExit as ended:
         code = int(ended.code or 0)
     sys.stdout.flush()

@@ -52,6 +52,18 @@ def finalizer(number: int) -> None:
     time.sleep(5)
 
 
+def broken_finalizer(number: int) -> None:
+    """Fail in the finalizer of an object that the signal left unfinished."""
+
+    class Object:
+        def __del__(self) -> None:
+            raise AttributeError("unfinished")
+
+    half_built = Object()
+    signal.raise_signal(number)
+    del half_built
+
+
 def broken_import(number: int) -> None:
     """Fail as libraries do whose import is interrupted."""
     with suppress(KeyboardInterrupt):
@@ -72,6 +84,7 @@ def deferred(number: int) -> None:
     [
         (signal.raise_signal, NOTHING_WRITTEN),
         (finalizer, NOTHING_WRITTEN),
+        (broken_finalizer, NOTHING_WRITTEN),
         (broken_import, NOTHING_WRITTEN),
         (deferred, "stopped; the first half is kept"),
     ],

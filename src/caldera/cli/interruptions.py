@@ -265,18 +265,18 @@ def _signals_raise() -> Iterator[list[int]]:
         received.append(number)
         stop_at_once(number, frame)
 
-    def raise_again(unraisable: "UnraisableHookArgs") -> None:
-        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+    def report(unraisable: "UnraisableHookArgs") -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            # The interruption met a finalizer, whose exceptions are ignored, so it is raised again.
+            signal.signal(signal.SIGALRM, lambda _, frame: stop_at_once(received[0], frame))
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+        elif not received:
             former_hook(unraisable)
-            return
-        # The interruption met a finalizer, whose exceptions are ignored.
-        signal.signal(signal.SIGALRM, lambda _, frame: stop_at_once(received[0], frame))
-        signal.setitimer(signal.ITIMER_REAL, 0.01)
 
     # A background job ignores Ctrl-C, and nohup a closed terminal.
     handled = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     former = {number: signal.signal(number, handle) for number in handled}
-    former_hook, sys.unraisablehook = sys.unraisablehook, raise_again
+    former_hook, sys.unraisablehook = sys.unraisablehook, report
     # A signal while Python exits has nothing to stop, unless it is the second one.
     after: signal.Handlers = signal.SIG_IGN
     try:
