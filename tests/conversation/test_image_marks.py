@@ -1,5 +1,6 @@
 """Image marks of all dialects stand for the images of a record one to one, or the record is invalid."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caldera.conversation import Conversation, ImageRef, from_record
-from caldera.conversation.image_marks import DIALECTS, Dialect
+from caldera.conversation.image_marks import DIALECTS, Dialect, split_marks
 from caldera.conversation.reader import ConversationParser
 from caldera.errors import ConversationError
 
@@ -172,6 +173,22 @@ def test_a_record_never_loses_an_image(pieces: list[str], images: list[str], lat
     assert len(conversation.images) >= max(len(images), num_marks)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "![" * 30_000, "<image>" + " " * 30_000, "<video" + "1" * 30_000, "<video" + "_1" * 30_000 + "x",
+        "<img " * 30_000,
+        "<img src=" + "a" * 30_000, "![](" + "a." * 30_000, "<img>" + "a" * 30_000, "<image_" + "1" * 5_000 + ">",
+        "<|image_pad|>" * 5_000, "`" * 30_000, "```" * 10_000, "[img]" * 10_000, "<IMG_CONTEXT>" * 3_000 + "x",
+    ],
+)  # fmt: skip
+def test_a_long_text_takes_linear_time(text: str) -> None:
+    """No text of a data file makes the search for marks run for minutes, or fail otherwise."""
+    start = time.process_time()
+    split_marks(text)
+    assert time.process_time() - start < 2
+
+
 def test_the_docs_list_every_dialect() -> None:
     """The table of docs/data.md has the example of each."""
     text = (DOCS / "data.md").read_text().replace("\\|", "|")
@@ -202,10 +219,10 @@ def test_a_message_never_loses_an_image(
     message = {"role": "user", "content": parts or "what?", "images": local}
     record = {"messages": [message, {"role": "assistant", "content": "x"}], "images": images}
     try:
-        shown = from_record(record, "f").images
+        read_paths = from_record(record, "f").images
     except ConversationError:
         return
-    named = [str(part["image"]) for part in parts if "image" in part]
-    named += ["dog.jpg" for part in parts if "image_url" in part]
-    for expected_paths in (images, local, named):
-        assert all(shown.count(path) >= expected_paths.count(path) for path in expected_paths)
+    part_paths = [str(part["image"]) for part in parts if "image" in part]
+    part_paths += ["dog.jpg" for part in parts if "image_url" in part]
+    for expected_paths in (images, local, part_paths):
+        assert all(read_paths.count(path) >= expected_paths.count(path) for path in expected_paths)

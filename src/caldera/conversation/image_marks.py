@@ -27,26 +27,27 @@ class Dialect:
     """The next image, an image by number, an image by its path, or a medium that is not read."""
 
 
-_PATH = r"[^<>\[\]\(\)\n]+?\.(?:jpe?g|png|webp|gif|bmp|tiff?)"
-_MARKDOWN = rf"!\[[^\]]*\]\(\s*(data:[^)\s]+|{_PATH}(?:\?[^)\s]*)?)(?:\s+\"[^\"]*\")?\s*\)"
-_HTML = rf"<img\s(?:[^<>]*\s)?src\s*=\s*[\"']?(data:[^\"'<>\s]+|{_PATH})[\"']?(?:\s[^<>]*)?/?>"
+# The repetitions are bounded, so that no text takes more than linear time.
+_PATH = r"[^<>\[\]\(\)\n]{1,300}?\.(?:jpe?g|png|webp|gif|bmp|tiff?)"
+_MARKDOWN = rf"!\[[^\]]{{0,300}}\]\(\s?(data:[^)\s]+|{_PATH}(?:\?[^)\s]{{0,300}})?)(?:\s\"[^\"]{{0,300}}\")?\s?\)"
+_HTML = rf"<img\s(?:[^<>]{{0,300}}\s)?src\s?=\s?[\"']?(data:[^\"'<>\s]+|{_PATH})[\"']?(?:\s[^<>]{{0,300}})?/?>"
 _QWEN2 = r"<\|vision_start\|>(?:<\|image_pad\|>)+<\|vision_end\|>|(?:<\|image_pad\|>)+"
 _KIMI = r"<\|media_start\|>image<\|media_content\|>(?:<\|media_pad\|>)*<\|media_end\|>"
 _GLM = r"<\|begin_of_image\|>(?:<\|(?:image|endoftext)\|>)*<\|end_of_image\|>"
 _GEMMA = r"<start_of_image>(?:(?:<image_soft_token>)*<end_of_image>)?|(?:<image_soft_token>)+"
 _IDEFICS = r"<fake_token_around_image>(?:<image>)+<fake_token_around_image>"
-_NUMBERED = r"<(?:image|img|picture)[_ -]?(\d+)>|\[(?:image|img|picture)[_ -](\d+)\]"
-_SPELLED = r"<\s*(?:image|img|picture|photo)s?\s*/?>|&lt;image&gt;|\[(?:image|picture|photo)\]|\{\{?image\}?\}"
+_NUMBERED = r"<(?:image|img|picture)[_ -]?(\d{1,3})>|\[(?:image|img|picture)[_ -](\d{1,3})\]"
+_SPELLED = r"<\s?(?:image|img|picture|photo)s?\s?/?>|&lt;image&gt;|\[(?:image|picture|photo)\]|\{\{?image\}?\}"
 _MEDIA = (
     r"<\|vision_start\|>(?:<\|video_pad\|>)*<\|vision_end\|>|\[(?:video|audio)\]|"
     r"<\|?(?:video|vid|audio|speech|sound|point[ _-]?cloud|3d|bbox|ref-object)"
-    r"(?:[ _-]?(?:pad|here|context|placeholder|(?:soft[ _-])?token|bos|eos|start|end|\d+))*\|?>"
+    r"(?:[ _-]?(?:pad|here|context|placeholder|(?:soft[ _-])?token|bos|eos|start|end)){0,3}(?:[ _-]?\d+)?\|?>"
 )
 
 DIALECTS = (
     Dialect("MiniCPM-V", "(<image>./</image>)", r"\(<image>\./</image>\)|<image>(?:\./)?</image>"),
-    Dialect("Qwen-VL", "<img>cat.jpg</img>", r"<img>([^<>\n]+)</img>", "path"),
-    Dialect("path", "<image>cat.jpg</image>", rf"<image>\s*({_PATH})\s*</image>", "path"),
+    Dialect("Qwen-VL", "<img>cat.jpg</img>", r"<img>([^<>\n]{1,300})</img>", "path"),
+    Dialect("path", "<image>cat.jpg</image>", rf"<image>\s?({_PATH})\s?</image>", "path"),
     Dialect("BBCode", "[img]cat.jpg[/img]", r"\[img\]([^\[\]\n]+)\[/img\]", "path"),
     Dialect("Markdown", "![a cat](cat.jpg)", _MARKDOWN, "path"),
     Dialect("HTML", '<img src="cat.jpg">', _HTML, "path"),
@@ -60,14 +61,14 @@ DIALECTS = (
     Dialect("Idefics", "<fake_token_around_image><image><fake_token_around_image>", _IDEFICS),
     Dialect("LLaVA", "<im_start><image><im_end>", r"<im_start>(?:<image>|(?:<im_patch>)+)<im_end>"),
     Dialect("MiniGPT-4, XComposer", "<ImageHere>", r"<img><ImageHere></img>|<ImageHere>"),
-    Dialect("Pixtral", "[IMG]", r"(?:\[IMG\]|\[IMG_BREAK\])*\[IMG_END\]|\[IMG\]"),
+    Dialect("Pixtral", "[IMG]", r"\[IMG\](?:\[IMG_BREAK\])?(?:\[IMG_END\])?"),
     Dialect("Llama 3.2, mPLUG-Owl", "<|image|>", r"<\|image\|>"),
     Dialect(
         "DeepSeek-VL, Yi-VL, Emu",
         "<image_placeholder>",
         r"\[?<(?:image|img)[ _-](?:placeholder|token|plh)>\]?",
     ),
-    Dialect("Phi-3", "<|image_1|>", r"<\|(?:image|img)[_ -]?(\d+)\|>", "numbered"),
+    Dialect("Phi-3", "<|image_1|>", r"<\|(?:image|img)[_ -]?(\d{1,3})\|>", "numbered"),
     Dialect("MMMU", "<image_1>", _NUMBERED, "numbered"),
     Dialect("LLaVA, LLaVA-NeXT, InternVL", IMAGE_PLACEHOLDER, r"(?-i:<image>)"),
     Dialect("other spelling", "<Image>", _SPELLED),
@@ -115,9 +116,13 @@ def split_marks(text: str, keys: Sequence[str] = ()) -> list[Piece]:
         return _split_placeholders(text)
     pieces: list[Piece] = []
     end = 0
+    code = [span.span() for span in _CODE.finditer(text)]
     for match in _ANY.finditer(text):
         dialect = DIALECTS[int((match.lastgroup or "d0")[1:])]
-        if _is_mention(text, match, dialect):
+        if match[0] != IMAGE_PLACEHOLDER and (
+            any(start <= match.start() < stop for start, stop in code)
+            or _is_mention(text, match, dialect)
+        ):
             continue
         inner = [group for group in match.groups()[match.lastindex or 0 :] if group]
         mark = Mark(match[0], dialect.kind, inner[0] if inner else "", dialect.name)
@@ -136,9 +141,7 @@ def _split_placeholders(text: str) -> list[Piece]:
 
 
 def _is_mention(text: str, match: re.Match[str], dialect: Dialect) -> bool:
-    """Return whether a text only mentions a mark: as code, in quotes, or as the name of a tag."""
-    if match[0] == IMAGE_PLACEHOLDER:
-        return False
+    """Return whether a text only mentions a mark: in quotes, as the name of a tag, or as a part of HTML."""
     start, end = match.span()
     if start and _QUOTES.get(text[start - 1]) == text[end : end + 1] != "":
         return True
@@ -147,8 +150,7 @@ def _is_mention(text: str, match: re.Match[str], dialect: Dialect) -> bool:
     if dialect.name == "HTML" and _CLOSING_TAG.search(text):
         return True
     name = match[0].strip("<>|").lower()
-    is_html = dialect.kind == "media" and f"</{name}>" in text.lower() and "<source" in text.lower()
-    return is_html or any(code.start() <= start < code.end() for code in _CODE.finditer(text))
+    return dialect.kind == "media" and f"</{name}>" in text.lower() and "<source" in text.lower()
 
 
 def place_images(
