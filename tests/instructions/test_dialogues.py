@@ -185,6 +185,20 @@ class CaptionTeacher:
         return [Exchange("What is it?", images[0].captions[0])]
 
 
+def test_a_skipped_image_changes_no_group_of_the_others(annotations: AnnotationSet) -> None:
+    """A group is the one of the whole collection, or the image alone if that has a skipped one."""
+    listed = annotations.images
+    usable = listed[1:]
+    whole, part = RelatedImages(listed), RelatedImages(usable, listed)
+    num_alone = 0
+    for seed, image in enumerate(usable):
+        expected = whole.group_with(image, random.Random(seed))
+        group = part.group_with(image, random.Random(seed))
+        num_alone += len(group) == 1
+        assert group == ((image,) if listed[0] in expected else expected)
+    assert 0 < num_alone < len(usable)
+
+
 def test_rejections_are_counted_by_kind() -> None:
     """A caption that contains <image> is no reason: it is text in an answer."""
     box = (Instance("dog", Box(0, 0, 1, 1)),)

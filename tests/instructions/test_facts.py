@@ -1,5 +1,6 @@
 """Facts are certain by boxes and captions; an uncertain object is neither present nor absent."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,19 @@ def test_a_tiny_object_is_neither_present_nor_absent() -> None:
     assert both.present == ("dog",)
     assert both.counts == {}
     assert both.positions == {}
+
+
+def test_a_category_with_dropped_boxes_is_neither_counted_nor_absent() -> None:
+    """A dog may be one of several, and a cat may be there although no box shows it."""
+    photo = replace(
+        image(("dog", 0.1, 0.1), ("cup", 0.9, 0.1)), uncounted=frozenset({"dog", "cat"})
+    )
+    facts = derive_facts(photo, LABELED)
+    assert facts.present == ("dog", "cup")
+    assert facts.counts == {"cup": 1}
+    assert facts.relations == ()
+    assert not {"dog", "cat"} & {*facts.absent}
+    assert {"dog", "cat"} <= facts.possible
 
 
 def test_crowds_and_large_numbers_are_not_counted() -> None:

@@ -3,6 +3,7 @@
 import random
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -202,6 +203,20 @@ def test_images_with_equal_names_in_two_folders_are_different(
         for folder, image in zip("ab", images, strict=False)
     )
     assert teacher.write("detail", [first]) != teacher.write("detail", [second])
+
+
+def test_each_kind_needs_captions_or_boxes(
+    images: list[AnnotatedImage], teacher: ScriptedTeacher
+) -> None:
+    """An image without boxes has a caption only; nothing is absent from it. Without captions it has all others."""
+    unboxed, uncaptioned = replace(images[0], instances=()), replace(images[0], captions=())
+    assert write(teacher, "caption", unboxed)
+    assert write(teacher, "vqa", uncaptioned)
+    with pytest.raises(NothingToWrite, match="the image has no caption"):
+        teacher.write("caption", [uncaptioned])
+    for kind in ("conversation", "detail", "reasoning", "vqa"):
+        with pytest.raises(NothingToWrite, match="an image has no boxes"):
+            teacher.write(kind, [replace(unboxed, path=Path("unboxed.jpg"))])
 
 
 def test_there_are_as_many_requests_as_in_the_paper() -> None:
