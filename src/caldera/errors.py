@@ -14,7 +14,7 @@ CalderaError                    1
 ├── EvaluationError             6   too many items of an evaluation failed
 ├── TrainingError               7   training cannot continue
 ├── ParityError                 8   two implementations of a model differ
-├── Interrupted           128+n   signal n ended the work where everything was saved
+├── Interrupted               128   + n: signal n ended the work where everything was saved
 └── EngineError                 9   an answer that was started cannot be finished
     ├── QueueFullError          9   the queue of requests is full
     └── OutOfMemoryError        9   there is not enough memory for the answer
@@ -187,8 +187,8 @@ def range_errors(settings: object, intervals: Mapping[str, str]) -> Iterator[str
             and (value < high or (value == high and interval[-1] == "]"))
         )
         if not inside:
-            shown = value if is_number else shorten_value(value)
-            yield f"{name} is {shown}; it must {_describe_interval(interval)}"
+            text = value if is_number else shorten_value(value)
+            yield f"{name} is {text}; it must {_describe_interval(interval)}"
 
 
 def _describe_interval(interval: str) -> str:

@@ -57,10 +57,10 @@ def test_near_duplicates_are_listed(
         data = generate(config, out)
         assert data.rejected == {"reasoning: near-duplicate": 2}
         rejected = read_lines(out, "rejected.jsonl")
-        kept = [record.id for record in read_conversations(out)]
+        written = [record.id for record in read_conversations(out)]
         assert {line["rule"] for line in rejected} == {"near-duplicate"}
-        assert all(line["reason"].removeprefix("of ") in kept for line in rejected)
-        assert sorted([*kept, *(line["id"] for line in rejected)]) == [
+        assert all(line["reason"].removeprefix("of ") in written for line in rejected)
+        assert sorted([*written, *(line["id"] for line in rejected)]) == [
             f"{number:04}-reasoning" for number in range(9)
         ]
     assert server.count == 9

@@ -101,7 +101,7 @@ def test_a_caption_that_gives_orders_is_data(tmp_path: Path, serve: Serve, coco:
         "0002-reasoning",
     ]
     [sent, *_] = [body for body in server.bodies() if "PWNED" in json.dumps(body)]
-    text = next(one["content"] for one in sent["messages"] if "PWNED" in one["content"])
+    text = next(message["content"] for message in sent["messages"] if "PWNED" in message["content"])
     assert text.count("</picture>") == 1
     assert text.rstrip().endswith("</picture>")
     assert "\u202e" not in text
