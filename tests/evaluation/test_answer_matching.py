@@ -152,6 +152,16 @@ def test_numbers_that_are_ids_of_other_questions_do_not_count(tmp_path: Path) ->
         match_answers(records(tmp_path, others), items, tmp_path)
 
 
+def test_another_layout_of_the_prompt_is_the_same_question(tmp_path: Path) -> None:
+    """ScienceQA's layouts order question and context differently; the ids then count, also of equal questions."""
+    items = [item(n, "Context: Look.\nWhich?", "red", "blue") for n in range(2)]
+    rows = [
+        {"question_id": f"q{n}", "prompt": "Question: Which?\nContext: Look.\nOptions: (A) x", "text": str(n)}
+        for n in (1, 0)
+    ]  # fmt: skip
+    assert match_answers(records(tmp_path, rows), items, tmp_path) == {"q0": "0", "q1": "1"}
+
+
 def test_equal_questions_are_told_apart_by_image_choices_or_correct_answer(tmp_path: Path) -> None:
     """Without any of these, the answers match several questions each, which is an error."""
     rows = [

@@ -175,11 +175,9 @@ class _Matcher:
             return False
         if not self._have_same_choices(record, name):
             return False
-        question = self._question(record)
-        text = self.texts[name]
-        return question in normalize_words(text) or normalize_words(
-            self._question_of(text)
-        ) in normalize_words(record.prompt)
+        return _has_lines_of(self.texts[name], self._question_of(record.prompt)) or _has_lines_of(
+            record.prompt, self._question_of(self.texts[name])
+        )
 
     def _have_same_choices(self, record: AnswerRecord, name: str) -> bool:
         """Return whether record and item have the same choices in the same order, or one of them none."""
@@ -285,6 +283,12 @@ class _Matcher:
 
 def _have_ids_twice(records: Sequence[AnswerRecord]) -> bool:
     return len({record.id for record in records}) < len(records)
+
+
+def _has_lines_of(text: str, question: str) -> bool:
+    """Return whether a text has the words of each line of a question, in any order of the lines."""
+    words = normalize_words(text)
+    return all(normalize_words(line) in words for line in question.splitlines())
 
 
 def normalize_words(text: str) -> str:
