@@ -112,10 +112,12 @@ class ParityError(CalderaError):
 class Interrupted(CalderaError):
     """A signal ended the work at a point where everything was saved; the message lists what was kept."""
 
+    exit_code = 128
+    """Added to the number of the signal."""
+
     def __init__(self, saved: str, signal_number: int) -> None:
         super().__init__(saved)
-        self.signal_number = signal_number
-        self.exit_code = 128 + signal_number
+        self.exit_code += signal_number
 
 
 class EngineError(CalderaError):
