@@ -117,6 +117,7 @@ class Interrupted(CalderaError):
 
     def __init__(self, saved: str, signal_number: int) -> None:
         super().__init__(saved)
+        self.signal_number = signal_number
         self.exit_code += signal_number
 
 
