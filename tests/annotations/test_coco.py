@@ -66,6 +66,15 @@ def test_a_split_is_read_by_name(tmp_path: Path) -> None:
         read_coco(tmp_path, SkippedItems(), "c")
 
 
+def test_a_split_without_captions_may_be_named(tmp_path: Path) -> None:
+    """The only one with captions is the default."""
+    write(tmp_path, coco_files(), split="a", images="a")
+    write(tmp_path, {"instances": coco_files()["instances"]}, split="b", images="b")
+
+    assert read_coco(tmp_path, SkippedItems()).images[0].captions == ("A dog number 1 .", "A pet")
+    assert read_coco(tmp_path, SkippedItems(), "b").images[0].captions == ()
+
+
 def test_images_of_the_same_name_in_two_folders_have_different_ids(tmp_path: Path) -> None:
     """The folder is part of the id."""
     files = coco_files()

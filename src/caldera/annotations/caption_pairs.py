@@ -1,6 +1,6 @@
 """Reader of image-caption pairs: tables, JSON records, LLaVA's stage-1 JSON, Karpathy's split of COCO and Flickr."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,18 @@ def read_pairs(
             f"{path} holds no pairs; it should have an image and a caption a line"
         )
     roots = [image_folder] if image_folder else [path.parent / "images", path.parent]
+    images = _merge(pairs, roots, skipped, check_images=check_images)
+    return AnnotationSet(images, total=total)
+
+
+def _merge(
+    pairs: Sequence[tuple[str, str, str]],
+    roots: Sequence[Path],
+    skipped: SkippedItems,
+    *,
+    check_images: bool,
+) -> tuple[AnnotatedImage, ...]:
+    """Return the images of (location, image, caption), each with all its captions."""
     finder = ImageFinder(roots, list(dict.fromkeys(image for _, image, _ in pairs)))
     captions: dict[str, list[str]] = {}
     paths: dict[str, Path] = {}
@@ -79,11 +91,10 @@ def read_pairs(
         else:
             captions.setdefault(image, []).append(caption)
     ids = unique_ids(tuple(captions))
-    images = tuple(
+    return tuple(
         AnnotatedImage(ids[image], paths[image], 0, 0, tuple(texts))
         for image, texts in captions.items()
     )
-    return AnnotationSet(images, total=total)
 
 
 def _read_rows(

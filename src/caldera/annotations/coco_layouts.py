@@ -54,9 +54,13 @@ def find_source(
     names = sorted(file.name for prefix in _PREFIXES for file in folder.glob(f"{prefix}*.json"))
     if not names:
         return _from_content(path, split, _search(path))
-    with_captions = [name for name in names if name.startswith(_PREFIXES[0])] or names
-    splits = list(dict.fromkeys(name[:-5].partition("_")[2] for name in with_captions))
-    split = _choose_split(path, splits, split)
+    splits = [name[:-5].partition("_")[2] for name in names]
+    with_captions = [
+        split for name, split in zip(names, splits, strict=True) if name.startswith(_PREFIXES[0])
+    ]
+    # A split without captions must be named if there is one with captions.
+    choices = splits if split is not None else with_captions or splits
+    split = _choose_split(path, list(dict.fromkeys(choices)), split)
     pair = [folder / f"{prefix}{split}.json" for prefix in _PREFIXES]
     existing = [file if file.exists() else None for file in pair]
     return CocoSource(existing[0], existing[1], tuple(image_folders(path, split)), {})
