@@ -189,10 +189,10 @@ def test_a_skipped_image_changes_no_group_of_the_others(annotations: AnnotationS
     """A group is the one of the whole collection, or the image alone if that has a skipped one."""
     listed = annotations.images
     usable = listed[1:]
-    whole, part = RelatedImages(listed), RelatedImages(usable, listed)
+    complete, part = RelatedImages(listed), RelatedImages(usable, listed)
     num_alone = 0
     for seed, image in enumerate(usable):
-        expected = whole.group_with(image, random.Random(seed))
+        expected = complete.group_with(image, random.Random(seed))
         group = part.group_with(image, random.Random(seed))
         num_alone += len(group) == 1
         assert group == ((image,) if listed[0] in expected else expected)
