@@ -1,12 +1,17 @@
 """Tests of COCO's entries: each is validated on its own, and what is not usable costs no more than needed."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from caldera.annotations.boxes import Box
 from caldera.annotations.coco import CocoOptions
 from caldera.annotations.coco import read_coco as read_unchecked
+from caldera.errors import InputError
 from caldera.files.skipped_items import SkippedItems
 from tests.annotations.coco_folder import (
     HEIGHT,
@@ -129,3 +134,39 @@ def test_two_images_with_one_id_or_name_are_both_invalid(tmp_path: Path, field: 
             entry["image_id"] //= 7
     images = read_coco(write(tmp_path, files), SkippedItems(0.4)).images
     assert [image.id for image in images] == ["1", "3"]
+
+
+JUNK: tuple[Any, ...] = (
+    None, "", "x", 0, -1, 7, 1e400, True, [], {}, [1], {"a": 1}, "\ud800", "a\0b", "/", "2.jpg",
+)  # fmt: skip
+
+
+def places(value: object, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the path of every value in a JSON value."""
+    items: Any = value.items() if isinstance(value, dict) else ()
+    if isinstance(value, list):
+        items = enumerate(value)
+    for key, item in items:
+        yield (*path, key)
+        yield from places(item, (*path, key))
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_junk_anywhere_is_an_input_error_in_one_line(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """Whatever stands in place of a value, the file is read or refused with a short message."""
+    files: Any = coco_files()
+    *parents, key = data.draw(st.sampled_from(list(places(files))[2:]))
+    target = files
+    for name in parents:
+        target = target[name]
+    target[key] = data.draw(st.sampled_from(JUNK))
+    message = ""
+    try:
+        read_coco(write(tmp_path_factory.mktemp("coco"), files), SkippedItems(1.0))
+    except InputError as error:
+        message = str(error)
+    assert "\n" not in message
+    assert len(message) < 500

@@ -35,10 +35,7 @@ def _from_via(entries: dict[str, Any]) -> dict[str, Any]:
         images.append({"id": number, "file_name": entry["filename"]})
         if "caption" in (attributes := _fields(entry.get("file_attributes"))):
             annotations.append({"image_id": number, "caption": attributes["caption"]})
-        regions = entry["regions"]
-        for region in map(
-            _fields, regions.values() if isinstance(regions, dict) else regions or ()
-        ):
+        for region in _entries(entry["regions"]):
             shape = _fields(region.get("shape_attributes"))
             labels = _fields(region.get("region_attributes")).values()
             name = next((text.strip() for text in labels if isinstance(text, str)), "")
@@ -53,20 +50,20 @@ def _from_via(entries: dict[str, Any]) -> dict[str, Any]:
 
 def _from_datumaro(content: dict[str, Any]) -> dict[str, Any]:
     """Convert items; an object that has neither a box nor points gets none, which makes its image invalid."""
-    labels = map(_fields, _fields(content["categories"].get("label")).get("labels") or ())
+    labels = _entries(_fields(content["categories"].get("label")).get("labels"))
     categories = [
         {"id": number, "name": label.get("name"), "supercategory": label.get("parent")}
         for number, label in enumerate(labels)
     ]
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for number, item in enumerate(map(_fields, content["items"])):
+    for number, item in enumerate(_entries(content["items"])):
         image = _fields(item.get("image"))
         size = image.get("size")
         height, width = size if isinstance(size, list) and len(size) == 2 else (None, None)
         name = image.get("path") or item.get("id")
         images.append({"id": number, "file_name": name, "width": width, "height": height})
-        for entry in map(_fields, item.get("annotations") or ()):
+        for entry in _entries(item.get("annotations")):
             if entry.get("type") == "caption":
                 annotations.append({"image_id": number, "caption": entry.get("caption")})
             elif "label_id" in entry:
@@ -81,6 +78,13 @@ def _from_datumaro(content: dict[str, Any]) -> dict[str, Any]:
 def _fields(value: object) -> dict[str, Any]:
     """Return an object's fields; none if the value is no object."""
     return value if isinstance(value, dict) else {}
+
+
+def _entries(value: object) -> list[dict[str, Any]]:
+    """Return the objects of a list, or of an object by key; none if the value is neither."""
+    if isinstance(value, dict):
+        value = [*value.values()]
+    return [_fields(entry) for entry in value] if isinstance(value, list) else []
 
 
 def _bounds(xs: object, ys: object) -> list[float] | None:
