@@ -1,4 +1,4 @@
-"""Conversion of a request's messages to the conversation for the model; see `chat/messages.py` for the rules."""
+"""Conversion of a request's messages to the conversation for the model; `chat.messages` has the rules."""
 
 from collections.abc import Sequence
 
