@@ -71,7 +71,9 @@ def tune_malloc() -> None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error means that memory ran out, in Python, in torch on a CPU, or on a GPU."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(
+        error
+    )
 
 
 DtypeName = Literal["auto", "float32", "bfloat16"]

@@ -109,7 +109,7 @@ class ParityError(CalderaError):
     exit_code = 8
 
 
-class Interrupted(CalderaError):
+class Interrupted(CalderaError):  # noqa: N818 - stopping is no error
     """A signal ended the work at a point where everything was saved; the message lists what was kept."""
 
     exit_code = 128

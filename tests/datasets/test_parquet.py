@@ -12,8 +12,8 @@ from caldera.conversation import (
     read_conversations,
     write_conversations,
 )
-from caldera.datasets.parquet import write_parquet
 from caldera.conversation.reader import ReadOptions
+from caldera.datasets.parquet import write_parquet
 from caldera.errors import InputError, UsageError
 from caldera.files.skipped_items import SkippedItems
 

@@ -60,7 +60,7 @@ Instances = Annotated[
 Boxes = Annotated[
     str | None,
     typer.Option(
-        help="Boxes are in pixels, fractions or percent of the stored or displayed image, where the files do not state it."
+        help="Unit and frame of boxes where files do not state them: pixels, fractions, percent; stored or displayed."
     ),
 ]
 Columns = Annotated[
