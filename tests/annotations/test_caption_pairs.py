@@ -176,8 +176,8 @@ def test_an_invalid_row_is_raised_or_skipped(folder: Path, row: object, message:
         ("name,caption\n1.jpg,x\n", r"table with commas, has the columns name, caption, none of"),
         ("name,caption\n1.jpg,x\n", r"known as the image; name both with --columns IMAGE,CAPTION"),
         ("image,caption\n", "holds no pairs"),
-        ("image,caption\n1.jpg\n", r"pairs\.csv:2 has 1 fields, but the first line has 2"),
-        ("image,caption\n1.jpg,a dog, a cat\n", r"csv:2 has 3 fields, but the first line has 2; p"),
+        ("image,caption\n1.jpg\n", r"pairs\.csv:2 has 1 fields in place of 2"),
+        ("image,caption\n1.jpg,a dog, a cat\n", r"csv:2 has 3 fields in place of 2; p"),
         ("image,caption\n1.jpg," + "x" * 200_000, "is no table that can be read: field larger"),
         ("just a text\n", r"has the columns just a text, none of them known as the image"),
     ],
@@ -310,6 +310,63 @@ def test_line_numbers_are_those_of_the_file(folder: Path) -> None:
     write_csv(path, [("2.jpg", "Two\ncats"), ("3.jpg", "gone")])
     with pytest.raises(InputError, match=r"pairs\.csv:4: .*3\.jpg does not exist"):
         read_pairs(path, SkippedItems())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "num_valid", "message"),
+    [
+        ("a.csv", "1.jpg,A dog, running\n2.jpg,A cat\n", 1, "a.csv:1 has 3 fields in place of 2"),
+        ("b.csv", "1.jpg;0;A dog\n2.jpg;A dog;running\n", 1, "b.csv:2 has 3 fields"),
+        ("c.csv", 'image,caption\n1.jpg,"A dog\n2.jpg,cat\n', 0, "has quotes that enclose further rows"),
+        ("d.jsonl", '{"image": "1.jpg", "caption": "a"}\nbroken\n', 1, "d.jsonl:2 is broken JSON"),
+        ("e.json", '[{"image": "1.jpg", "captions": ["a", {"raw": "b"}]}]', 0, "which is no text"),
+        ("f.csv", "image,caption\na/1.jpg,dog\nb/1.jpg,cat\n2.jpg,x\n", 1, "would be the file of two images"),
+    ],
+)  # fmt: skip
+def test_no_caption_is_shortened_swallowed_or_moved_to_another_image(
+    folder: Path, name: str, content: str, num_valid: int, message: str
+) -> None:
+    """What cannot be read as one image and its caption is listed, and the other rows are used."""
+    (folder / name).write_text(content)
+    skipped = SkippedItems(1.0)
+    annotations = read_unchecked(folder / name, skipped)
+    assert len(annotations.images) == num_valid
+    assert message in f"{skipped.items[0].location} {skipped.items[0].reason}"
+    assert annotations.total >= num_valid + len(skipped.items)
+
+
+def test_a_column_that_is_there_twice_is_an_error(folder: Path) -> None:
+    """Neither of two columns of one name is dropped."""
+    (folder / "pairs.csv").write_text("image,caption,caption\n1.jpg,a dog,a puppy\n")
+    with pytest.raises(InputError, match="column caption more than once"):
+        read_pairs(folder / "pairs.csv", SkippedItems())
+
+
+def test_a_missing_caption_of_several_is_listed(folder: Path) -> None:
+    """The others of the image are used."""
+    record = {"image": "1.jpg", "captions": ["a dog", None, "None"]}
+    (folder / "pairs.jsonl").write_text(json.dumps(record))
+    skipped = SkippedItems()
+    assert read_pairs(folder / "pairs.jsonl", skipped).images[0].captions == ("a dog",)
+    assert len(skipped.notes) == 2
+
+
+@pytest.mark.parametrize("name", ["pairs.csv", "pairs.jsonl"])
+def test_a_split_is_read_by_the_field_of_its_name(folder: Path, name: str) -> None:
+    """Rows of other splits are left out; without the field, or for another name, there is an error."""
+    rows = [
+        {"image": "1.jpg", "caption": "a", "split": "train"},
+        {"image": "2.jpg", "caption": "b", "split": "test"},
+    ]
+    lines = [",".join(row.values()) for row in ({key: key for key in rows[0]}, *rows)]
+    (folder / name).write_text("\n".join(lines if name.endswith("csv") else map(json.dumps, rows)))
+    images = read_unchecked(folder / name, SkippedItems(), split="test").images
+    assert [image.path.name for image in images] == ["2.jpg"]
+    with pytest.raises(UnknownNameError):
+        read_unchecked(folder / name, SkippedItems(), split="val")
+    (folder / name).write_text((folder / name).read_text().replace("split", "part"))
+    with pytest.raises(InputError, match="no field 'split'"):
+        read_unchecked(folder / name, SkippedItems(), split="test")
 
 
 def test_pairs_of_flickr8k_and_lcs558k_are_read(third_party: Path) -> None:

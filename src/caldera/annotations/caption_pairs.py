@@ -1,5 +1,6 @@
 """Reader of image-caption pairs: tables, JSON records, LLaVA's stage-1 JSON, Karpathy's split of COCO and Flickr."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ from caldera.annotations.caption_tables import (
     read_table,
 )
 from caldera.annotations.coco_entries import clean_caption
-from caldera.annotations.image_files import ImageFinder
+from caldera.annotations.image_files import ImageFinder, normalize_name
 from caldera.conversation import from_record
-from caldera.errors import AnnotationError, ImageError, InputError, UnknownNameError
+from caldera.errors import AnnotationError, ImageError, InputError, UnknownNameError, shorten_value
 from caldera.files.atomic import file_exists
 from caldera.files.records import read_records
 from caldera.files.skipped_items import SkippedItems
@@ -44,22 +45,25 @@ def read_pairs(
         image_folder: Folder that paths are relative to; by default `images/` next to the file or the file's own folder.
         ignore_fields: Additional fields of records to ignore.
         columns: Names of the columns or fields of image and caption, 'file_name,text'.
-        split: Split of Karpathy's JSON to read; None for all.
+        split: Split to read, in Karpathy's JSON or by the field `split`; None for all.
         check_images: Check that each image exists.
     """
     column_names = parse_columns(columns)
     total = 0
     pairs: list[tuple[str, str, str]] = []
-    is_json, rows = _read_rows(path, column_names, split)
+    is_json, rows = _read_rows(path, column_names)
+    if split is not None:
+        rows = _of_split(path, rows, split)
     for location, row in rows:
         total += 1
         try:
-            pairs += (
-                (location, *pair)
-                for pair in _parse_row(
-                    row, location, column_names if is_json else None, ignore_fields
-                )
-            )
+            for image, caption in _parse_row(
+                row, location, column_names if is_json else None, ignore_fields
+            ):
+                if caption:
+                    pairs.append((location, image, caption))
+                else:
+                    skipped.note(location, "one of the captions is empty or null; it is not used")
         except InputError as error:
             skipped.add_or_raise(location, error)
     if not total:
@@ -81,13 +85,16 @@ def _merge(
     """Return the images of (location, image, caption), each with all its captions."""
     finder = ImageFinder(roots, list(dict.fromkeys(image for _, image, _ in pairs)))
     captions: dict[str, list[str]] = {}
-    paths: dict[str, Path] = {}
+    paths = {image: finder.path(image) for _, image, _ in pairs}
+    names = {(path, normalize_name(image)) for image, path in paths.items()}
+    num_names = Counter(path for path, _ in names)
     for location, image, caption in pairs:
-        if image not in paths:
-            paths[image] = finder.path(image)
         if check_images and not file_exists(paths[image]):
             message = f"{location}: {paths[image]} does not exist; check --images"
             skipped.add_or_raise(location, ImageError(message))
+        elif check_images and num_names[paths[image]] > 1:
+            reason = f"{paths[image]} would be the file of two images; correct their names"
+            skipped.add_or_raise(location, ImageError(f"{location}: {reason}"))
         else:
             captions.setdefault(image, []).append(caption)
     ids = unique_ids(tuple(captions))
@@ -98,7 +105,7 @@ def _merge(
 
 
 def _read_rows(
-    path: Path, column_names: Columns | None, split: str | None
+    path: Path, column_names: Columns | None
 ) -> tuple[bool, Iterator[tuple[str, object]]]:
     """Return whether a file is JSON, and its unchecked rows with their location; those of a table have known names."""
     try:
@@ -107,12 +114,15 @@ def _read_rows(
     except OSError as error:
         raise AnnotationError(f"cannot read {path}: {error.strerror}; check the path") from error
     is_json = start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[")
-    return is_json, _json_rows(path, split) if is_json else iter(read_table(path, column_names))
+    return is_json, _json_rows(path) if is_json else iter(read_table(path, column_names))
 
 
-def _json_rows(path: Path, split: str | None) -> Iterator[tuple[str, object]]:
+def _json_rows(path: Path) -> Iterator[tuple[str, object]]:
     """Yield records, or the images of Karpathy's JSON."""
-    for location, record in read_records(path):
+    broken: list[tuple[str, InputError]] = []
+    for location, record in read_records(path, on_broken_line=lambda *item: broken.append(item)):
+        yield from broken
+        broken.clear()
         if not isinstance(record, dict) or not isinstance(record.get("images"), list):
             yield location, record
         elif "annotations" in record:
@@ -120,22 +130,30 @@ def _json_rows(path: Path, split: str | None) -> Iterator[tuple[str, object]]:
                 f"{path} is a COCO file, not pairs; use the source coco with --captions {path}"
             )
         else:
-            yield from _karpathy_rows(path, record["images"], split)
+            yield from _karpathy_rows(path, record["images"])
+    yield from broken
 
 
-def _karpathy_rows(
-    path: Path, entries: list[Any], split: str | None
+def _of_split(
+    path: Path, rows: Iterator[tuple[str, object]], split: str
 ) -> Iterator[tuple[str, object]]:
+    """Yield the rows of a split, those that are invalid, and an error for those that name none."""
+    splits: set[str] = set()
+    for location, row in rows:
+        name = row.get("split") if isinstance(row, dict) else None
+        if not isinstance(row, dict) or name == split:
+            yield location, row
+        elif name is None:
+            yield location, AnnotationError(f"{location} has no field 'split'; leave --split out")
+        splits.add(str(name))
+    if split not in splits and splits != {"None"}:
+        raise UnknownNameError(f"split of {path}", split, splits - {"None"})
+
+
+def _karpathy_rows(path: Path, entries: list[Any]) -> Iterator[tuple[str, object]]:
     """Yield the images of Karpathy's JSON as rows with several captions."""
-    splits = {
-        str(entry["split"]) for entry in entries if isinstance(entry, dict) and "split" in entry
-    }
-    if split is not None and split not in splits:
-        raise UnknownNameError(f"split of {path}", split, splits)
     for index, entry in enumerate(entries):
         fields = entry if isinstance(entry, dict) else {}
-        if split is not None and fields.get("split") != split:
-            continue
         sentences = fields.get("sentences")
         name, folder = fields.get("filename"), fields.get("filepath")
         if isinstance(name, str) and isinstance(folder, str) and folder:
@@ -144,14 +162,15 @@ def _karpathy_rows(
             sentence.get("raw") if isinstance(sentence, dict) else sentence
             for sentence in (sentences if isinstance(sentences, list) else ())
         ]
-        yield f"{path}: images.{index}", {"image": name, "caption": captions}
+        row = {"image": name, "caption": captions, "split": fields.get("split")}
+        yield f"{path}: images.{index}", row
 
 
 def _parse_row(
     row: object, location: str, column_names: Columns | None, ignore_fields: frozenset[str]
 ) -> list[tuple[str, str]]:
-    """Return image path and caption, or each of several captions; or raise an InputError."""
-    if isinstance(row, AnnotationError):
+    """Return image path and caption, or each of several captions, '' for a missing one; or raise an InputError."""
+    if isinstance(row, InputError):
         raise row
     if not isinstance(row, dict):
         raise AnnotationError(f"{location} should have text fields 'image' and 'caption'")
@@ -161,8 +180,14 @@ def _parse_row(
     if not isinstance(image, str) or not isinstance(captions, str | list | float | None):
         raise AnnotationError(f"{location} should have text fields 'image' and 'caption'")
     values = captions if isinstance(captions, list) else [captions]
-    texts = [text for value in values if (text := clean_caption(value))]
-    if not image.strip() or not texts:
+    for value in values:
+        # NaN is the empty cell of a table.
+        if not (isinstance(value, str) or value is None or value != value):
+            raise AnnotationError(
+                f"{location} has the caption {shorten_value(value)}, which is no text; correct or remove it"
+            )
+    texts = [clean_caption(value) for value in values]
+    if not image.strip() or not any(texts):
         raise AnnotationError(
             f"{location} has an empty image or caption; fill it or remove the row"
         )

@@ -28,6 +28,11 @@ _NAMES = {"\t": "tabs", "|": "vertical bars", ";": "semicolons", ",": "commas"}
 _IMAGE_NAME = re.compile(
     r"""^["']?[^"'\t|;,]+\.(jpe?g|png|webp|gif|bmp|tiff?)(#\d+)?["']?$""", re.IGNORECASE
 )
+_ROW_START = re.compile(
+    r"""[\r\n]["']?[^"'\t|;,\r\n]+\.(jpe?g|png|webp|gif|bmp|tiff?)(#\d+)?["']?[;,]""", re.IGNORECASE
+)
+"""Start of a row within the quotes of another one."""
+
 _NUMBER_SUFFIX = re.compile(r"#\d+$")
 """Flickr8k numbers the captions of an image in its name: 1.jpg#0."""
 
@@ -90,37 +95,51 @@ def read_table(path: Path, columns: Columns | None) -> Iterator[tuple[str, Row]]
 def _read_lines(
     path: Path, file: Iterable[str], first: str, columns: Columns | None
 ) -> Iterator[tuple[str, Row]]:
-    """Yield the two columns of every row."""
+    """Yield image, caption and split of every row."""
     if not first.strip():
         raise AnnotationError(f"{path} is empty; it should hold an image and a caption a line")
     delimiter = _choose_delimiter(first, columns)
     rows = _rows(file, delimiter)
     header = [field.strip() for field in next(_rows([first], delimiter))[1]]
-    width = len(header)
-    if columns is None and _IMAGE_NAME.match(header[0]):
-        indices = (0, width - 1)
-        if width < 2:
-            raise AnnotationError(
-                f"{path} has one column; it should have an image and a caption a line"
-            )
-    else:
-        subject = f"{path}, a table with {_NAMES[delimiter]},"
-        names = choose_columns(header, columns, subject)
-        indices = (header.index(names[0]), header.index(names[1]))
+    is_named = columns is not None or not _IMAGE_NAME.match(header[0])
+    if is_named:
+        width = len(header)
+        indices = _column_indices(header, columns, f"{path}, a table with {_NAMES[delimiter]},")
         next(row for row in rows if any(map(str.strip, row[1])))
+    elif len(header) < 2:
+        raise AnnotationError(
+            f"{path} has one column; it should have an image and a caption a line"
+        )
+    else:
+        # Only Flickr30k's number of the caption may be between the two.
+        width = 3 if len(header) == 3 and header[1].isdigit() else 2
+        indices = {"image": 0, "caption": width - 1}
     for number, row in rows:
         location = f"{path}:{number}"
-        if len(row) == width:
-            image, caption = (row[index].strip() for index in indices)
-            yield location, {"image": _NUMBER_SUFFIX.sub("", image), "caption": caption}
+        if _ROW_START.search("|".join(row)):
+            reason = "has quotes that enclose further rows; close or remove them"
+            yield location, AnnotationError(f"{location} {reason}")
+        elif len(row) == width and (is_named or width == 2 or row[1].strip().isdigit()):
+            fields = {name: row[index].strip() for name, index in indices.items()}
+            fields["image"] = _NUMBER_SUFFIX.sub("", fields["image"])
+            yield location, fields
         elif any(map(str.strip, row)):
-            yield (
-                location,
-                AnnotationError(
-                    f"{location} has {len(row)} fields, but the first line has {width}; put a caption with "
-                    f"{_NAMES[delimiter]} in quotes"
-                ),
+            reason = (
+                f"has {len(row)} fields in place of {width}; put a caption with {_NAMES[delimiter]} in quotes, and "
+                "name further columns in the first line"
             )
+            yield location, AnnotationError(f"{location} {reason}")
+
+
+def _column_indices(header: Sequence[str], columns: Columns | None, subject: str) -> dict[str, int]:
+    """Return the indices of image and caption, and of the split if there is one."""
+    names = dict(zip(("image", "caption"), choose_columns(header, columns, subject), strict=True))
+    if "split" in header:
+        names["split"] = "split"
+    for name in names.values():
+        if header.count(name) > 1:
+            raise AnnotationError(f"{subject} has the column {name} more than once; rename one")
+    return {role: header.index(name) for role, name in names.items()}
 
 
 def _choose_delimiter(first: str, columns: Columns | None) -> str:

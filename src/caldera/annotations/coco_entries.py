@@ -12,7 +12,7 @@ from caldera.annotations.image_files import normalize_name
 from caldera.errors import AnnotationError, shorten_value
 from caldera.files.skipped_items import SkippedItems
 
-_EMPTY_CAPTIONS = ("nan", "null")
+_EMPTY_CAPTIONS = ("nan", "null", "none", "n/a", "#n/a", "<na>")
 """Texts that programs write for a missing caption."""
 
 _NO_CATEGORY = ("", "none")
