@@ -163,6 +163,20 @@ def test_files_may_be_given_and_joined_by_name(tmp_path: Path) -> None:
     assert (image.captions, len(image.instances)) == ((), 2)
 
 
+def test_images_without_boxes_are_listed_and_not_invalid(tmp_path: Path) -> None:
+    """Exports of boxes list them as backgrounds; with a file of captions they are a fault."""
+    content = boxes()
+    content["annotations"] = [box for box in content["annotations"] if box["image_id"] != 14]
+    folder = write(tmp_path, {"train/_annotations.coco.json": content}, image_names("train/"))
+    skipped = SkippedItems()
+    annotations = read_coco(folder, skipped)
+    assert [image.id for image in annotations.images] == ["1", "3"]
+    assert [(item.location, item.action) for item in skipped.notes] == [("image 2.jpg", "changed")]
+    (folder / "train" / "2.jpg").unlink()
+    with pytest.raises(AnnotationError, match=r"2\.jpg does not exist"):
+        read(folder)
+
+
 def test_an_id_of_two_names_is_refused_by_name(tmp_path: Path) -> None:
     """Where the files list no common name, ids are only trusted if they agree."""
     content = boxes()

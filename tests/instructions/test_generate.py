@@ -48,6 +48,10 @@ def test_bad_annotations_write_no_file(pairs: GenerateConfig, tmp_path: Path) ->
         generate_data(replace(pairs, max_bad_fraction=0.0), out, NoProgress())
     with pytest.raises(InputError, match=r"wrote nothing about .*: {'vqa: the annotations contain"):
         generate_data(replace(pairs, kinds="vqa"), out, NoProgress())
+    for image in tmp_path.rglob("*.jpg"):
+        image.unlink()
+    with pytest.raises(InputError, match=r"no image that can be used; .*train\.skipped\.jsonl has"):
+        generate_data(replace(pairs, max_bad_fraction=1.0), out, NoProgress())
     assert [file.name for file in out.parent.iterdir()] == ["train.skipped.jsonl"]
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot write"):

@@ -71,7 +71,7 @@ def read_coco(
     listed = _locate(main, box_file, options, source)
     meaning = parse_box_meaning(options.boxes)
     reader = BoxReader(box_file if options.with_boxes else None, listed, skipped, meaning)
-    annotations = _build(listed, reader, skipped)
+    annotations = _build(listed, reader, skipped, with_captions=caption_file is not None)
     categories = box_file.categories if box_file and options.with_boxes else ()
     total = len(listed) + num_unattributed
     return replace(annotations, categories=categories, total=total)
@@ -154,12 +154,16 @@ def _locate(
 
 
 def _build(
-    listed: Sequence[ListedImage], reader: BoxReader, skipped: SkippedItems
+    listed: Sequence[ListedImage], reader: BoxReader, skipped: SkippedItems, *, with_captions: bool
 ) -> AnnotationSet:
     """Return the valid images; the others are added to `skipped`."""
     pool: list[tuple[str, AnnotatedImage]] = []
     for index, image in enumerate(listed):
         name = image.entry.name
+        if not (with_captions or image.fault or image.box_entries):
+            # Files of boxes list images without objects, and images that nobody has labeled yet, alike.
+            skipped.note(f"image {name}", "the image has no box; it is not used")
+            continue
         try:
             pool.append((name, _to_annotated(image, reader)))
         except InputError as error:

@@ -86,7 +86,10 @@ def generate_data(config: GenerateConfig, out: Path, progress: Progress) -> Gene
     kinds = _kinds(config)
     skipped = SkippedItems(config.max_bad_fraction)
     annotations = _read(config, kinds, skipped)
-    skipped.finish(annotations.total, out.with_suffix(".skipped.jsonl"))
+    listing = out.with_suffix(".skipped.jsonl")
+    skipped.finish(annotations.total, listing)
+    if not annotations.images:
+        raise InputError(f"{config.path} has no image that can be used; {listing} has the reasons")
     if config.llm_teacher is not None:
         data = generate_with_llm(
             config.llm_teacher, annotations, kinds, seed=config.seed, out=out, progress=progress
