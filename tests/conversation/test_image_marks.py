@@ -136,11 +136,26 @@ def test_the_keys_of_an_image_object_are_its_marks() -> None:
         from_record(record, "f")
 
 
+@pytest.mark.parametrize(
+    "mark", ["<image:0>", "<|img|>", "<img_start>", "<|endofimage|>", "<im_patch>"]
+)
+def test_a_mark_that_is_not_known_is_no_word_of_a_question(mark: str) -> None:
+    """Without another mark of the image it is an error; in code, or beside a mark, it is text."""
+    with pytest.raises(ConversationError, match="no known mark of its image"):
+        read(f"{mark}What?", "a")
+    for question in (f"What is `{mark}`?", f"<image>What is {mark}?"):
+        assert mark in read(question, "a")[0].turns[0].text
+    assert read(f"What is {mark}?")[1] == []
+
+
 def test_a_mark_in_an_answer_is_text_unless_it_is_the_only_one() -> None:
     """Counted and told; an image that only an answer shows would be learned as an input."""
     conversation, notes = read("<image>Parse it.", "a", answer="![fig 3](<image>)")
     assert conversation.turns[1].text == "![fig 3](<image>)"
     assert notes == ["<image> in an answer kept as text"]
+    assert read("<image>Where?", "a", answer="In <|image_1|>.")[1] == [
+        "mark '<|image_1|>' in an answer kept as text"
+    ]
     for mark in ("<image>", "<|image_1|>", "[IMG]"):
         with pytest.raises(ConversationError, match="of its image in an answer"):
             read("Draw a cat.", "a", answer=mark)

@@ -129,6 +129,13 @@ def test_history_precedes_the_question() -> None:
     assert [turn.text for turn in from_record(record, "x").turns] == list("abcdef")
 
 
+@pytest.mark.parametrize("instruction", [{}, {"instruction": ""}, {"instruction": None}])
+def test_an_input_without_an_instruction_is_the_question(instruction: dict[str, Any]) -> None:
+    """As in alpaca's files."""
+    record = {**instruction, "input": "a", "output": "b"}
+    assert [turn.text for turn in from_record(record, "x").turns] == ["a", "b"]
+
+
 def test_numbers_are_text(tmp_path: Path) -> None:
     """Whole numbers, fractions and truth values, counted once a record; NaN is no answer."""
     rows = [{"question": 1, "answer": value} for value in (3, 0.5, True, float("nan"))]
@@ -148,6 +155,9 @@ def test_numbers_are_text(tmp_path: Path) -> None:
         (messages({**TEXT, "image": "a.jpg"}), "field 'image' holds 'a.jpg', a medium that is not used"),
         (messages({"type": "image"}, {"type": "image"}, TEXT, images=["a.jpg"]), "2 <image> placeholder"),
         (messages({"type": "image", "image": "b.jpg"}, TEXT, images=["a.jpg"]), "0 <image> placeholder"),
+        ({"question": "a", "answer": ["yes", "no"]}, "turn 2 has a list of 2 answers"),
+        ({"instruction": ["a"], "input": "b", "output": "c"}, "'instruction' and 'input' should be texts"),
+        ({"messages": [TURN, {**ANSWER, "loss": False}]}, "unknown field 'conversations.1.loss'"),
         (messages(3.5, None), "turn 1 should have a text"),
         ({"messages": [TURN, {"role": "gpt", "content": IMAGE}]}, "the assistant's, holds an image"),
         ({"messages": [{"role": "system", "content": IMAGE}, ANSWER]}, "turn 1, the system's, holds an image"),

@@ -84,6 +84,12 @@ _MAYBE = re.compile(r"[<\[{&]")
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
 _MENTION = re.compile(r"\s+(?:html\s+)?(?:tag|element|token|keyword|attribute)s?\b", re.IGNORECASE)
 _CLOSING_TAG = re.compile(r"</(?!im(?:g|age)>)[a-z][a-z0-9]*>", re.IGNORECASE)
+_UNKNOWN = re.compile(
+    r"""(?<!["'])<\|?(?:[\w:.-]{0,20}(?:image|img|picture)[\w:. -]{0,20}|im_\w{1,12}|vis(?:ion|ual)_?\w{0,12})\|?>""",
+    re.IGNORECASE,
+)
+"""What may be a mark of a dialect that is not known."""
+
 _QUOTES = {'"': '"', "'": "'", "\N{LEFT DOUBLE QUOTATION MARK}": "\N{RIGHT DOUBLE QUOTATION MARK}"}
 
 
@@ -201,6 +207,12 @@ def _put_first(
                     f"has the mark {shorten_value(piece.text)} of its image in an answer of the assistant; only a "
                     "user shows images"
                 )
+    for text in (text for turn in questions for text in _texts(turn)):
+        if isinstance(text, str) and (unknown := _UNKNOWN.search(_CODE.sub("", text))):
+            raise ConversationError(
+                f"has no known mark of its image, but {shorten_value(unknown[0])}; write {IMAGE_PLACEHOLDER} in its "
+                "place, or at the start if it is text"
+            )
     notes.append("images without a mark put before the first question")
     first = [part for image in images for part in (image, "\n")]
     return [[*first, *_texts(questions[0])], *(_texts(turn) for turn in questions[1:])]

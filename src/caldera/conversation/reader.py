@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from caldera.conversation.arrow_files import is_arrow_data
-from caldera.conversation.image_marks import place_images
+from caldera.conversation.image_marks import Mark, place_images, split_marks
 from caldera.conversation.image_values import ImageLocator, ImageSource, is_absolute
 from caldera.conversation.record_forms import PAIR_FIELDS, TURN_FIELDS, RawRecord, RecordParser
 from caldera.conversation.turns import IMAGE_PLACEHOLDER, Conversation, ImageRef, Part, Role, Turn
@@ -83,8 +83,7 @@ class ConversationParser:
             if role == "assistant"
         ]
         for answer in answers:
-            if "<" in answer:
-                _check_answer(answer, notes)
+            _check_answer(answer, notes)
         placed = iter(place_images(questions, answers, raw.images, notes))
         texts = iter(answers)
         return tuple(
@@ -111,8 +110,11 @@ class ConversationParser:
 
 def _check_answer(answer: str, notes: list[str]) -> None:
     """Note a mark in an answer, which is text; raise for one that stands for boxes."""
-    if IMAGE_PLACEHOLDER in answer:
-        notes.append(f"{IMAGE_PLACEHOLDER} in an answer kept as text")
+    for piece in split_marks(answer):
+        if isinstance(piece, Mark):
+            is_own = piece.text == IMAGE_PLACEHOLDER
+            mark = IMAGE_PLACEHOLDER if is_own else f"mark {shorten_value(piece.text)}"
+            notes.append(f"{mark} in an answer kept as text")
     if any(mark in answer for mark in _UNFILLED_MARKS):
         raise ConversationError(
             "has a mark <bbox> or <ref-object> in an answer, in place of boxes; write them into the text"

@@ -45,6 +45,9 @@ IMAGE_FIELDS = (
 )  # fmt: skip
 """Fields that hold the images of a record."""
 
+_LOSS_FIELDS = ("loss", "train", "train_on_turn")
+"""Fields of a turn that are false where it should not be learned."""
+
 _IMAGE_PARTS = ("image", "image_url", "input_image", "image_path")
 _PART_IMAGES = ("image_url", "image", "url", "path", "source", "base64", "data", "image_path")
 _TEXT_PARTS = ("text", "input_text", "output_text")
@@ -113,7 +116,10 @@ class RecordParser:
         if len(names) > 1:
             names = [name for name in names if record[name] != []] or names[:1]
         pairs = [
-            pair for pair in PAIR_FIELDS if not is_empty(record.get(pair[0])) and pair[1] in record
+            pair
+            for pair in PAIR_FIELDS
+            if pair[1] in record
+            and not is_empty([record.get(name) for name in _question_fields(pair[0])])
         ]
         if len(names) + len(pairs) != 1:
             raise _form_error(record, [*names, *(" and ".join(pair) for pair in pairs)])
@@ -186,6 +192,10 @@ class RecordParser:
             raise ConversationError(
                 f"turn {number} should have a text, got {shorten_value(content)}"
             )
+        if is_answer and sum(isinstance(part, str) for part in parts) > 1:
+            raise ConversationError(
+                f"turn {number} has a list of {len(parts)} answers; keep one of them"
+            )
         pieces: list[Piece] = []
         for part in parts:
             if isinstance(part, dict):
@@ -198,7 +208,11 @@ class RecordParser:
         self, fields: dict[str, Any], image_paths: Collection[str], prefix: str = ""
     ) -> None:
         """Check fields that are not used: media are lost with them, and other fields may be typos."""
-        fields = {key: value for key, value in fields.items() if not is_empty(value)}
+        fields = {
+            key: value
+            for key, value in fields.items()
+            if not is_empty(value) or (prefix and value is False and key in _LOSS_FIELDS)
+        }
         if not fields:
             return
         raise_if_lost(fields, image_paths, self.ignore_fields)
@@ -292,10 +306,15 @@ def _wrapped(value: object) -> list[object]:
     return value if isinstance(value, list) else [value]
 
 
+def _question_fields(name: str) -> tuple[str, ...]:
+    """Return the fields that hold a question: alpaca's are two."""
+    return ("instruction", "input") if name == "instruction" else (name,)
+
+
 def _pair_turns(record: dict[str, Any], question: str, answer: str) -> tuple[list[Any], set[str]]:
     """Return the turns of a record of a question and an answer, after those of its history."""
-    used = {question, answer, "system", "history"}
-    first, last = record[question], record[answer]
+    used = {*_question_fields(question), answer, "system", "history"}
+    first, last = record.get(question), record[answer]
     if isinstance(first, list) and isinstance(last, list):
         return [*first, *last], used
     turns: list[Any] = []
@@ -307,10 +326,15 @@ def _pair_turns(record: dict[str, Any], question: str, answer: str) -> tuple[lis
                 f"field 'history' should be a list of pairs of question and answer, got {shorten_value(pair)}"
             )
         turns += _exchange(*pair)
-    if question == "instruction":
-        used.add("input")
-        if not is_empty(record.get("input")):
-            first = f"{first}\n{record['input']}"
+    texts = [record[name] for name in _question_fields(question) if not is_empty(record.get(name))]
+    if len(texts) > 1:
+        if not all(isinstance(text, str | int | float) for text in texts):
+            raise ConversationError(
+                f"fields 'instruction' and 'input' should be texts, got {shorten_value(texts)}"
+            )
+        first = "\n".join(map(str, texts))
+    elif texts:
+        first = texts[0]
     return [*turns, *_exchange(first, last)], used
 
 
