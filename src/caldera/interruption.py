@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Never
+from typing import Any, Never
 
 from caldera.errors import Interrupted
 
@@ -30,10 +30,15 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal: int | None = None
         """Number of the signal that arrived; None as long as none did."""
+        self.former: dict[int, Any] = {}
+        """Handlers of signals before this one, which end the work at the second signal."""
 
-    def __call__(self, signal_number: int, _: FrameType | None) -> None:
+    def __call__(self, signal_number: int, frame: FrameType | None) -> None:
         """Handle a signal: record the first, end at once at the second."""
         if self.signal is not None:
+            former = self.former.get(signal_number)
+            if callable(former):
+                former(signal_number, frame)
             stop_at_once(signal_number)
         self.signal = signal_number
         log.warning(
@@ -82,9 +87,11 @@ def deferred_signals() -> Iterator[StopRequest]:
         for number in SIGNALS
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
     ]
-    former = {number: signal.signal(number, request) for number in handled}
+    request.former = {number: signal.getsignal(number) for number in handled}
+    for number in handled:
+        signal.signal(number, request)
     try:
         yield request
     finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
+        for number in handled:
+            signal.signal(number, request.former[number])

@@ -78,11 +78,26 @@ def deferred(number: int) -> None:
         request.raise_if_requested("stopped; the first half is kept")
 
 
+def twice(work: Callable[[int], None]) -> Callable[[int], None]:
+    """Return work whose signal is the second one, within a piece that should have been finished first."""
+
+    def deferred_work(number: int) -> None:
+        with deferred_signals():
+            signal.raise_signal(signal.SIGHUP)
+            work(number)
+
+    return deferred_work
+
+
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize(
     ("work", "message"),
     [
         (signal.raise_signal, NOTHING_WRITTEN),
+        (twice(signal.raise_signal), NOTHING_WRITTEN),
+        (twice(finalizer), NOTHING_WRITTEN),
+        (twice(broken_finalizer), NOTHING_WRITTEN),
+        (twice(broken_import), NOTHING_WRITTEN),
         (finalizer, NOTHING_WRITTEN),
         (broken_finalizer, NOTHING_WRITTEN),
         (broken_import, NOTHING_WRITTEN),

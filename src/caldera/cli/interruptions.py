@@ -266,9 +266,11 @@ def _signals_raise() -> Iterator[list[int]]:
         stop_at_once(number, frame)
 
     def report(unraisable: "UnraisableHookArgs") -> None:
-        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        if isinstance(unraisable.exc_value, KeyboardInterrupt):
             # The interruption met a finalizer, whose exceptions are ignored, so it is raised again.
-            signal.signal(signal.SIGALRM, lambda _, frame: stop_at_once(received[0], frame))
+            number = signal_of(unraisable.exc_value)
+            received.append(number)
+            signal.signal(signal.SIGALRM, lambda _, frame: stop_at_once(number, frame))
             signal.setitimer(signal.ITIMER_REAL, 0.01)
         elif not received:
             former_hook(unraisable)
