@@ -110,7 +110,7 @@ edges = st.integers(0, 40)
 sides = st.integers(2, 40) | st.just(0)
 
 
-@given(boxes=st.lists(st.tuples(edges, edges, sides, sides), min_size=1, max_size=5))
+@given(st.lists(st.tuples(edges, edges, sides, sides), min_size=1, max_size=5, unique=True))
 def test_boxes_outside_the_image_are_an_error(
     tmp_path_factory: pytest.TempPathFactory, boxes: list[tuple[int, int, int, int]]
 ) -> None:

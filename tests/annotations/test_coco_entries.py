@@ -47,6 +47,35 @@ def test_a_box_without_area_is_dropped_and_its_category_is_uncertain(
     assert [note.reason.endswith("has no area; it is not used") for note in skipped.notes] == [True]
 
 
+def test_a_box_that_is_there_twice_is_one_object(tmp_path: Path) -> None:
+    """Merged exports repeat boxes; the second is listed, and not counted as another object."""
+    files, skipped = coco_files(), SkippedItems()
+    boxes = files["instances"]["annotations"]
+    boxes += [dict(box) for box in boxes]
+    annotations = read_coco(write(tmp_path, files), skipped)
+    assert annotations.images == read_coco(write(tmp_path, coco_files()), SkippedItems()).images
+    assert len(skipped.notes) == len(boxes) / 2
+
+
+def test_two_spellings_of_a_category_are_one(tmp_path: Path) -> None:
+    """Otherwise an image with a dog would have no Dog."""
+    files = coco_files()
+    files["instances"]["categories"].append({"id": 99, "name": "Dog"})
+    assert "Dog" not in read_coco(write(tmp_path, files), SkippedItems()).categories
+
+
+def test_categories_that_lvis_did_not_look_for_are_never_absent(tmp_path: Path) -> None:
+    """Only those of neg_category_ids are; those not boxed everywhere are not counted."""
+    files = coco_files()
+    files["instances"]["categories"] += [{"id": 98, "name": "fork"}, {"id": 99, "name": "spoon"}]
+    for image in files["instances"]["images"]:
+        image.update(neg_category_ids=[98], not_exhaustive_category_ids=[])
+    annotations = read_coco(write(tmp_path, files), SkippedItems())
+    for item in annotations.images:
+        boxed = {instance.category for instance in item.instances}
+        assert item.uncounted == {*annotations.categories} - boxed - {"fork"}
+
+
 @pytest.mark.parametrize("crowd", [None, 0, False, "0", 0.0])
 def test_a_missing_iscrowd_is_zero(tmp_path: Path, crowd: object) -> None:
     """Some tools write null."""

@@ -131,6 +131,36 @@ def test_boxes_of_every_tool_are_found(tmp_path: Path, name: str) -> None:
     assert "project" not in annotations.categories
 
 
+@pytest.mark.parametrize(
+    ("attributes", "category"),
+    [
+        ({"color": "red", "name": "dog"}, "dog"),
+        ({"animal": "dog", "crowd": {"yes": True}}, "dog"),
+        ({"name": "", "color": "red"}, None),
+        ({"color": "red", "size": "big"}, None),
+        ({}, None),
+    ],
+)
+def test_the_category_of_a_region_of_via_is_never_another_attribute(
+    tmp_path: Path, attributes: dict[str, Any], category: str | None
+) -> None:
+    """A region whose category is not certain makes its image invalid."""
+    shape = {"name": "rect", "x": 5, "y": 4, "width": 10, "height": 8}
+    regions = [{"shape_attributes": shape, "region_attributes": attributes}]
+    project = {"1.jpg9": {"filename": "1.jpg", "regions": regions, "file_attributes": {}}}
+    skipped = SkippedItems(1.0)
+    images = read_coco(write(tmp_path, {"via.json": project}, image_names("")), skipped).images
+    assert [image.instances[0].category for image in images] == ([category] if category else [])
+    assert len(skipped.items) == (category is None)
+
+
+def test_a_broken_file_is_named_if_there_is_no_other(tmp_path: Path) -> None:
+    """The cause is that an export ends early, not that there is none."""
+    (tmp_path / "result.json").write_text('{"images": [')
+    with pytest.raises(AnnotationError, match=r"result\.json is broken JSON"):
+        read(tmp_path)
+
+
 def test_splits_in_folders_are_read_by_name(tmp_path: Path) -> None:
     """Roboflow's splits have the same names of files; each is read with its own images."""
     for split in ("train", "valid"):

@@ -57,8 +57,15 @@ class ImageEntry:
     fault_location: str = ""
     captions: list[str] = field(default_factory=list)
     boxes: list[BoxEntry] = field(default_factory=list)
+    positions: set[tuple[str, float, float, float, float]] = field(default_factory=set)
+    """Categories and numbers of the boxes."""
+
     uncounted: set[str] = field(default_factory=set)
-    """Categories of boxes that were not read."""
+    """Categories of boxes that were not read, or that were not looked for."""
+
+    absent: frozenset[str] | None = None
+    partial: frozenset[str] = frozenset()
+    """Ids of the categories that LVIS knows to be absent, and of those not boxed everywhere; None: not LVIS's."""
 
     def set_fault(self, location: str, reason: str) -> None:
         """Mark the image as unusable; the first reason is kept."""
@@ -124,6 +131,7 @@ class CocoFile:
     def _read_categories(self, entries: object) -> None:
         """Read names by id, and the categories that are above others (Roboflow's root)."""
         above: dict[str, set[str]] = defaultdict(set)
+        spellings: dict[str, str] = {}
         for index, entry in enumerate(entries if isinstance(entries, list) else ()):
             location = f"{self.path}: categories.{index}"
             fields = entry if isinstance(entry, dict) else {}
@@ -132,7 +140,8 @@ class CocoFile:
                 needed = "a category needs an id and a name; boxes of it make their image invalid"
                 self._category_faults.append((location, f"{shorten_value(entry)}: {needed}"))
                 continue
-            name = name.strip()
+            # Two spellings of a name are one category.
+            name = spellings.setdefault(name.strip().lower(), name.strip())
             if self._names.get(key, name) != name:
                 self._ambiguous.add(key)
                 # The second name is a category all the same, with an id that no box can have.
@@ -195,6 +204,14 @@ class CocoFile:
                 self._read_caption(location, fields, owners[key], skipped)
                 if with_boxes:
                     self._read_box(location, fields, owners[key], skipped)
+        for image in self.images:
+            if image.absent is not None:
+                boxed = {box.category for box in image.boxes}
+                image.uncounted |= {
+                    name
+                    for key, name in self._names.items()
+                    if key in image.partial or not (key in image.absent or name in boxed)
+                }
         if unlisted:
             reason = f"annotations of {len(unlisted)} images are not used, as 'images' does not list them"
             skipped.note(str(self.path), reason)
@@ -248,11 +265,13 @@ class CocoFile:
             left, top, width, height = numbers
             area = max(0.0, _to_number(entry.get("area") or 0))
             is_whole = all(isinstance(value, int) for value in values)
-            image.boxes.append(
-                BoxEntry(
-                    location, category, left, top, width, height, area, is_crowd == 1, is_whole
-                )
-            )
+            position = (category, left, top, width, height)
+            if position in image.positions:
+                reason = f"box {numbers} is there twice; it is used once"
+                skipped.note(f"{location}.bbox", reason)
+                return
+            image.positions.add(position)
+            image.boxes.append(BoxEntry(location, *position, area, is_crowd == 1, is_whole))
             return
         if is_crowd != 1:
             image.uncounted.add(category)
@@ -283,6 +302,10 @@ def _read_images(path: Path, entries: Iterable[object]) -> Iterator[ImageEntry]:
         location = f"{path}: images.{index}"
         name = name if isinstance(name, str) and name.strip() else ""
         image = ImageEntry(location, key, normalize_name(name), size)
+        if isinstance(absent := fields.get("neg_category_ids"), list):
+            partial = fields.get("not_exhaustive_category_ids")
+            image.absent = frozenset(map(to_key, absent))
+            image.partial = frozenset(map(to_key, partial if isinstance(partial, list) else ()))
         for field_name, value in (("file_name", name), ("id", key)):
             if not value:
                 got = shorten_value(fields.get(field_name))

@@ -98,18 +98,20 @@ def _choose_split(folder: Path, splits: list[str], split: str | None) -> str:
 def _search(folder: Path) -> dict[Path, dict[str, Any]]:
     """Return the content of every JSON file near the top of a folder that has annotations."""
     contents: dict[Path, dict[str, Any]] = {}
+    faults: list[str] = []
     patterns = ("*.json", "*/*.json", "*/*/*.json")
     files = [file for pattern in patterns for file in sorted(folder.glob(pattern))]
     for file in files[:_MAX_FILES]:
         try:
             contents[file] = read_object(file)
-        except AnnotationError:
-            # Other JSON files are no fault; if none has annotations, the message states it.
-            continue
+        except AnnotationError as error:
+            # Other JSON files are no fault, unless none has annotations.
+            faults.append(str(error))
     if not contents:
         raise AnnotationError(
             f"no annotations: {folder}/annotations has no captions_*.json or instances_*.json, and no other JSON file "
             f"of {folder} is COCO's; give the folder that holds them, or a file with --instances or --captions"
+            + (f" ({'; '.join(faults[:2])})" if faults else "")
         )
     return contents
 

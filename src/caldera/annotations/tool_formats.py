@@ -1,11 +1,14 @@
 """Annotation formats of other tools, converted to COCO's: VIA's project and export, datumaro's own.
 
-VIA (VGG Image Annotator 2) writes one entry per image with regions that have a shape and attributes; the first
-attribute with a text value is the category. Datumaro writes one item per image with labels by index. A polygon becomes
-its box.
+VIA (VGG Image Annotator 2) writes one entry per image with regions that have a shape and attributes; the attribute of
+a usual name, or else the only one with a text, is the category. Datumaro writes one item per image with labels by
+index. A polygon becomes its box.
 """
 
 from typing import Any
+
+_CATEGORY_ATTRIBUTES = ("category", "class", "label", "name", "object", "type")
+"""Usual names of VIA's attribute with the category."""
 
 
 def to_coco(content: object) -> dict[str, Any] | None:
@@ -37,8 +40,7 @@ def _from_via(entries: dict[str, Any]) -> dict[str, Any]:
             annotations.append({"image_id": number, "caption": attributes["caption"]})
         for region in _entries(entry["regions"]):
             shape = _fields(region.get("shape_attributes"))
-            labels = _fields(region.get("region_attributes")).values()
-            name = next((text.strip() for text in labels if isinstance(text, str)), "")
+            name = _category(_fields(region.get("region_attributes")))
             category = categories.setdefault(name, len(categories)) if name else None
             bbox: list[Any] | None = [shape.get(side) for side in ("x", "y", "width", "height")]
             if "all_points_x" in shape:
@@ -58,7 +60,7 @@ def _from_datumaro(content: dict[str, Any]) -> dict[str, Any]:
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number, item in enumerate(_entries(content["items"])):
-        image = _fields(item.get("image"))
+        image = _fields(item.get("image")) or _fields(item.get("media"))
         size = image.get("size")
         height, width = size if isinstance(size, list) and len(size) == 2 else (None, None)
         name = image.get("path") or item.get("id")
@@ -73,6 +75,14 @@ def _from_datumaro(content: dict[str, Any]) -> dict[str, Any]:
                 fields = {"category_id": entry["label_id"], "bbox": bbox}
                 annotations.append({"image_id": number, **fields})
     return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _category(attributes: dict[str, Any]) -> str:
+    """Return the category in the attributes of a region; empty if there is none, or if it could be several."""
+    texts = {key.lower(): text for key, text in attributes.items() if isinstance(text, str)}
+    usual = [texts[key] for key in _CATEGORY_ATTRIBUTES if key in texts][:1]
+    [name] = usual or [*texts.values()] if usual or len(texts) == 1 else [""]
+    return name.strip()
 
 
 def _fields(value: object) -> dict[str, Any]:
