@@ -245,8 +245,10 @@ def test_changes_are_logged_where_nobody_collects_them(
 
 
 def test_a_folder_is_no_data_file(tmp_path: Path) -> None:
-    """One without tables is an error of the path, not advice to import it."""
-    with pytest.raises(InputError, match="Is a directory; check the path"):
+    """The error has the command that writes one from annotations."""
+    with pytest.raises(
+        InputError, match=r"is a folder; .*: caldera data generate coco .* --out NEW"
+    ):
         read_conversations(tmp_path)
 
 

@@ -219,6 +219,11 @@ def located_records(
             f"{file} holds tables of the datasets library; convert it with: caldera data import llava {file} "
             "--out NEW.json"
         )
+    if file.is_dir():
+        raise InputError(
+            f"{file} is a folder; give a file of conversations, which are written about images with captions or "
+            f"boxes by: caldera data generate coco {file} --out NEW.json"
+        )
     if file.suffix.lower() in (".csv", ".tsv"):
         raise InputError(
             f"{file} is a table; captions in it are read by: caldera data import captions {file} --out NEW.json"
