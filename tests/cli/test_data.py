@@ -56,13 +56,15 @@ def test_check_lists_invalid_records(
     invalid = ['{"id": "x", "image": "a.jpg"}', lines[0].replace(".jpg", ".png"), lines[1]]
     file.write_text("\n".join([*lines, *invalid]) + "\n")
 
+    (tmp_path / "data.skipped.jsonl").write_text("of the command that wrote the file")
     result = call("data", "check", file)
 
     assert result.returncode == 3
     assert f"{file}:{len(lines) + 1}: field 'conversations' is missing" in result.stderr
     assert f"{file}:{len(lines) + 2}: " in result.stderr
     assert "invalid: 2" in result.stderr
-    assert len((tmp_path / "data.skipped.jsonl").read_text().splitlines()) == 2
+    assert len((tmp_path / "data.check.skipped.jsonl").read_text().splitlines()) == 2
+    assert (tmp_path / "data.skipped.jsonl").read_text() == "of the command that wrote the file"
     assert call("data", "check", file, "--max-bad-fraction", "0.5").returncode == 0
 
 
@@ -105,7 +107,7 @@ def test_truncated_and_large_images_are_used_on_request(
     assert "over the limit (max_pixels, 90)" in limited.stderr
     assert accepted.returncode == 0, accepted.stderr
     assert "changed 1, listed in" in caplog.text
-    [line] = (tmp_path / "data.skipped.jsonl").read_text().splitlines()
+    [line] = (tmp_path / "data.check.skipped.jsonl").read_text().splitlines()
     assert json.loads(line)["action"] == "changed"
     assert json.loads(line)["location"] == str(cut)
 

@@ -280,7 +280,7 @@ def check(
     print_message(*(f"{item.location}: {item.reason}" for item in skipped.items[:20]))
     skipped.max_fraction = max_bad_fraction
     try:
-        skipped.finish(report.records, skipped_path(file))
+        skipped.finish(report.records, skipped_path(file, is_input=True))
     except OutputError as error:
         # The check itself succeeded, so a folder without write access is no failure.
         print_message(f"not listed: {error}")

@@ -219,7 +219,7 @@ def stats(
     options = read_options_from(None, None, ignore_field)
     statistics = compute_statistics(file, skipped, options)
     write_statistics_page(page, statistics, file.name)
-    skipped.finish(statistics.records + statistics.skipped, skipped_path(file))
+    skipped.finish(statistics.records + statistics.skipped, skipped_path(file, is_input=True))
     if as_json:
         stdout_console.print_json(json.dumps(statistics.as_dict()))
     print_message(
@@ -242,7 +242,6 @@ def to_parquet(
 
       caldera data to-parquet data.json --out hub
     """
-    from caldera.datasets.importer import skipped_path
     from caldera.datasets.parquet import write_parquet
     from caldera.files.skipped_items import SkippedItems
 
@@ -252,4 +251,3 @@ def to_parquet(
     print_message(
         f"{out_folder}: {report.rows} rows, {report.images} images, {report.files} files, {report.bytes / 1e6:.1f} MB"
     )
-    skipped.finish(report.rows + len(skipped.items), skipped_path(out_folder))

@@ -159,6 +159,20 @@ def write_with_skipped(
     skipped.finish(total, skipped_path(out))
 
 
-def skipped_path(file: Path) -> Path:
-    """Return the path of the list of records that were skipped or changed for a file or folder."""
-    return file.with_suffix(".skipped.jsonl")
+def finish_with_records(
+    skipped: SkippedItems, num_valid: int, total: int, source: Path, out: Path
+) -> None:
+    """List the skipped and changed records of an output; raise if they are over the limit, or no record is valid."""
+    listing = skipped_path(out)
+    skipped.finish(max(1, total), listing)
+    if not num_valid:
+        advice = f"; {listing} has the reasons" if skipped.items or skipped.notes else ""
+        raise InputError(f"{source} has no valid record to write{advice}")
+
+
+def skipped_path(file: Path, *, is_input: bool = False) -> Path:
+    """Return the path of the list of records that were skipped or changed for a file or folder.
+
+    A file that is only read keeps the list of the command that wrote it.
+    """
+    return file.with_suffix(f"{'.check' if is_input else ''}.skipped.jsonl")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from caldera.conversation import Conversation, to_record
 from caldera.conversation.reader import ReadOptions, iter_conversations
+from caldera.datasets.importer import finish_with_records
 from caldera.errors import InputError, OutputError, UsageError
 from caldera.files.atomic import atomic_folder, write_atomic
 from caldera.files.skipped_items import SkippedItems
@@ -71,9 +72,8 @@ def write_parquet(
                     skipped.add_or_raise(conversation.location, error)
                 else:
                     writer.add(row)
-            skipped.raise_if_over_limit(writer.report.rows + len(skipped.items))
-            if not writer.report.rows:
-                raise InputError(f"{file} has no valid record to write; see the skipped ones")
+            rows = writer.report.rows
+            finish_with_records(skipped, rows, rows + len(skipped.items), file, folder)
             writer.finish()
         except pyarrow.ArrowException as error:
             raise OutputError(f"cannot write {folder}: {error}") from error

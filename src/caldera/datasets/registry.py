@@ -4,18 +4,19 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from caldera.conversation import write_conversations
 from caldera.datasets.captions import import_captions, import_coco
 from caldera.datasets.importer import (
     Importer,
     ImportOptions,
     PathRewriter,
+    finish_with_records,
     representable_conversations,
-    write_with_skipped,
 )
 from caldera.datasets.llava_json import import_llava
 from caldera.datasets.science_qa import import_science_qa
 from caldera.datasets.vqa import import_vqa
-from caldera.errors import InputError, UnknownNameError
+from caldera.errors import UnknownNameError
 from caldera.files.skipped_items import SkippedItems
 
 IMPORTERS: dict[str, Importer] = {
@@ -56,10 +57,8 @@ def import_dataset(
         rewriter.rewrite(conversation)
         for conversation in representable_conversations(imported.conversations, path, skipped)
     ]
-    skipped.raise_if_over_limit(max(1, imported.total))
-    if not conversations:
-        raise InputError(f"{path} has no valid record to write; see the skipped ones")
-    write_with_skipped(out, conversations, skipped, imported.total)
+    finish_with_records(skipped, len(conversations), imported.total, path, out)
+    write_conversations(out, conversations)
     return ImportReport(
         total=imported.total,
         conversations=len(conversations),
