@@ -203,7 +203,7 @@ def test_a_missing_file_or_one_that_is_not_utf8_is_an_input_error(
         read_pairs(path, SkippedItems())
     path.unlink()
     path.mkdir()
-    with pytest.raises(InputError, match=r"cannot read .*: Is a directory"):
+    with pytest.raises(InputError, match="is a folder; give the file of captions in it"):
         read_pairs(path, SkippedItems())
 
 

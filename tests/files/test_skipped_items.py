@@ -39,6 +39,14 @@ def test_without_skipped_items_nothing_is_raised(max_fraction: float) -> None:
     SkippedItems(max_fraction).raise_if_over_limit(7)
 
 
+@pytest.mark.parametrize("message", ["a.csv:3: is empty", "a.csv:3 is empty", "is empty"])
+def test_the_location_is_not_repeated_in_the_reason(message: str) -> None:
+    """Messages start with it or not; the list has it once."""
+    skipped = SkippedItems(1.0)
+    skipped.add_or_raise("a.csv:3", InputError(message))
+    assert skipped.items == [SkippedItem("a.csv:3", "is empty")]
+
+
 def test_all_skipped_items_are_written_in_order(tmp_path: Path) -> None:
     """Each is a line of JSON, with any letters and line breaks in the reason."""
     skipped = SkippedItems(1.0)

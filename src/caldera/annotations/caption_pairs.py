@@ -108,6 +108,10 @@ def _read_rows(
     path: Path, column_names: Columns | None
 ) -> tuple[bool, Iterator[tuple[str, object]]]:
     """Return whether a file is JSON, and its unchecked rows with their location; those of a table have known names."""
+    if path.is_dir():
+        raise AnnotationError(
+            f"{path} is a folder; give the file of captions in it, such as metadata.csv"
+        )
     try:
         with path.open("rb") as file:
             start = file.read(_START)

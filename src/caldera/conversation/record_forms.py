@@ -21,6 +21,7 @@ ROLES: dict[str, Role | Literal["system"]] = {
     "model": "assistant",
     "bot": "assistant",
     "system": "system",
+    "developer": "system",
 }
 """Role of each accepted name, in any letter case."""
 
@@ -268,8 +269,11 @@ def _part_pieces(
         return [value or ""] if is_answer else split_marks(value or "", raw.keys)
     if value is not None:
         return [parse_image(value), "\n"]
-    index = part.get("index")
-    if isinstance(index, int) and 0 <= index < len(raw.images):
+    if isinstance(index := part.get("index"), int):
+        if not 0 <= index < len(raw.images):
+            raise ConversationError(
+                f"turn {number} shows image {index} of {len(raw.images)}, counted from 0; add the image or correct it"
+            )
         return [raw.images[index], "\n"]
     return [Mark(), "\n"]
 
@@ -368,7 +372,9 @@ def _form_error(record: dict[str, Any], forms: Sequence[str]) -> ConversationErr
         return ConversationError(
             f"a record has both {' and '.join(forms[:2])}; it needs one of them"
         )
-    if {"image", "caption"} <= record.keys():
+    if {"images", "annotations"} <= record.keys():
+        advice = "COCO's annotations are read by: caldera data generate coco FILE --out NEW.json"
+    elif record.keys() & {*IMAGE_FIELDS} and record.keys() & {"caption", "captions", "text"}:
         advice = "captions are read by: caldera data import captions FILE --out NEW.json"
     else:
         advice = "add it, or use another form of docs/data.md"

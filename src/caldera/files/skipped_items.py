@@ -46,7 +46,8 @@ class SkippedItems:
         """Record a skipped item, or raise its error if no item may be skipped."""
         if self.max_fraction <= 0:
             raise error
-        self.items.append(SkippedItem(location, str(error).removeprefix(f"{location}: ")))
+        reason = str(error).removeprefix(f"{location}: ").removeprefix(f"{location} ")
+        self.items.append(SkippedItem(location, reason))
 
     def note(self, location: str, reason: str) -> None:
         """Record that an item was changed, or a part of it omitted, before use."""
