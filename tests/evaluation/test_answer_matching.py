@@ -145,6 +145,8 @@ def test_numbers_that_are_ids_of_other_questions_do_not_count(tmp_path: Path) ->
     ]
     matched = match_answers(records(tmp_path, rows), items, tmp_path)
     assert matched == {"q0": "tea", "q1": "coffee", "q2": "water"}
+    mixed = [rows[n] | {"question_id": f"q{name}"} for n, name in enumerate((2, 1, 0))]
+    assert match_answers(records(tmp_path, mixed), items, tmp_path) == matched
     others = [row | {"question": f"Who is {n}?"} for n, row in enumerate(rows)]
     with pytest.raises(
         InputError, match=r"answers 'Who is 0\?', but question q0 is 'What is tea\?'"

@@ -73,7 +73,7 @@ def test_science_qa_letters_are_those_of_llava_without_its_faults(
 @pytest.mark.parametrize(
     ("text", "pope", "explicit", "mme"),
     [
-        ("Yes", "yes", True, "yes"), ("No", "no", True, "no"), ("NO", "yes", True, "no"),
+        ("Yes", "yes", True, "yes"), ("No", "no", True, "no"), ("NO", "yes", False, "no"), ("No\n", "no", True, "no"),
         ("There is not, really", "no", True, None), ("It is. No", "yes", False, None), ("eyes", "yes", False, "yes"),
         ("Nowhere", "yes", False, "no"), ("", "yes", False, None), ("based on it, no", "no", True, None),
     ],

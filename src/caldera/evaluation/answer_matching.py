@@ -158,13 +158,23 @@ class _Matcher:
         return names
 
     def questions_agree(self, records: Sequence[AnswerRecord]) -> bool:
-        """Return whether most questions of some hundred records are those of the items with their ids."""
-        agreeing = [
-            self._agrees(record, record.id)
+        """Return whether most questions of some hundred records are those of the items with their ids.
+
+        None of the others may be the question of another item.
+        """
+        compared = [
+            record
             for record in records[:: 1 + len(records) // _NUM_COMPARED]
             if record.id in self.items and self.texts[record.id] and self._question(record)
         ]
-        return 2 * sum(agreeing) >= len(agreeing)
+        others = [record for record in compared if not self._agrees(record, record.id)]
+        if 2 * len(others) > len(compared):
+            return False
+        return not any(
+            candidates and record.id not in candidates
+            for record in others
+            for candidates in [self._candidates(record)]
+        )
 
     def _question(self, record: AnswerRecord) -> str:
         return normalize_words(self._question_of(record.prompt))

@@ -182,13 +182,13 @@ def parse_pope_answer(text: str) -> str:
     It is a no if a word before the first full stop is No, not or no, and a yes otherwise; the published figures are
     computed like this.
     """
-    words = text.split(".")[0].replace(",", "").split(" ")
+    words = text.strip().split(".")[0].replace(",", "").split(" ")
     return "no" if {"No", "not", "no"} & set(words) else "yes"
 
 
 def is_explicit_yes_no(text: str) -> bool:
-    """Return whether an answer states yes or no, instead of being counted as yes by default."""
-    return parse_pope_answer(text) == "no" or parse_yes_no(text) is not None
+    """Return whether POPE reads an answer's yes or no, instead of counting it as yes by default, even "NO"."""
+    return parse_pope_answer(text) == "no" or parse_yes_no(text) == "yes"
 
 
 def parse_mme_answer(text: str) -> str | None:

@@ -8,9 +8,13 @@ import pytest
 
 from caldera.errors import InputError, UsageError
 from caldera.evaluation.benchmark import Sources
-from caldera.evaluation.benchmarks.science_qa import load_questions, score_answer_files
+from caldera.evaluation.benchmarks.science_qa import (
+    SCIENCE_QA,
+    load_questions,
+    score_answer_files,
+)
 from caldera.instructions.request_phrases import LETTER_PROMPT
-from tests.evaluation.answer_formats import write_json
+from tests.evaluation.answer_formats import sample, write_json, write_lines
 
 PAPER = {
     "accuracy": 90.92, "NAT": 90.36, "SOC": 95.95, "LAN": 88.00, "TXT": 89.49, "IMG": 88.00, "NO": 90.66, "G1-6": 90.93,
@@ -131,6 +135,20 @@ def test_a_small_split_worked_by_hand(folder: Path, names: dict[str, str]) -> No
     }  # fmt: skip
     assert score.item_scores == {"1": 1.0, "2": 0.0, "3": 0.0, "5": 1.0}
     assert list(score.unparsed) == ["3"]
+
+
+def test_samples_of_lmms_eval_have_no_id_but_their_number(tmp_path: Path) -> None:
+    """Alone they are scored as with the official file; a sample that is logged twice is an error."""
+    docs = [
+        {key: entry[key] for key in ("question", "choices", "answer")}
+        for entry in PROBLEMS.values()
+    ]
+    samples = [sample(number, doc, "A") for number, doc in enumerate(docs)]
+    score = SCIENCE_QA.score_answer_files(Sources(), write_lines(tmp_path / "a.jsonl", samples))
+    assert (score.metrics["accuracy"], score.metrics["questions"]) == (40.0, 5)
+    repeated = write_lines(tmp_path / "b.jsonl", [*samples, samples[2]])
+    with pytest.raises(InputError, match="more than once"):
+        SCIENCE_QA.score_answer_files(Sources(), repeated)
 
 
 def test_results_count_before_texts(folder: Path) -> None:

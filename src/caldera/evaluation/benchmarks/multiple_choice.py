@@ -53,7 +53,9 @@ def items_from_answers(records: Sequence[AnswerRecord]) -> list[Item]:
         UsageError: An answer repeats no choices, or not the correct one.
     """
     items = []
-    for record in records:
+    for number, record in enumerate(records):
+        # Samples of lmms-eval about ScienceQA have no other id.
+        name = record.id or str(record.fields.get("doc_id", number))
         choices = find_choices(record)
         letters = LETTERS[: len(choices)].casefold()
         by_text = dict(zip(map(normalize_words, choices), letters, strict=False))
@@ -66,10 +68,10 @@ def items_from_answers(records: Sequence[AnswerRecord]) -> list[Item]:
         category, coarse = (str(record.fields.get(key, "")) for key in ("category", "l2-category"))
         items.append(
             Item(
-                record.id,
+                name,
                 category or "question",
                 "choice",
-                choice_turn(record.id, extract_question(record.prompt), choices, ()),
+                choice_turn(name, extract_question(record.prompt), choices, ()),
                 (references.pop().upper(),),
                 tuple(choices),
                 (coarse,) if coarse not in ("", category) else (),

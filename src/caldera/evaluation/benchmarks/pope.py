@@ -48,7 +48,7 @@ def _score(items: Sequence[Item], answers: Mapping[str, str]) -> Score:
     parsed = {item.id: parse_pope_answer(answers[item.id]) for item in items}
     scores = {item.id: float(parsed[item.id] == item.references[0]) for item in items}
     unparsed = {
-        item.id: "neither yes nor no; POPE counts it as a yes"
+        item.id: "no yes or no that POPE recognizes; it counts as a yes"
         for item in items
         if not is_explicit_yes_no(answers[item.id])
     }
