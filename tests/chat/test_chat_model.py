@@ -229,6 +229,7 @@ def test_a_model_is_loaded_as_users_write_it(tmp_path: Path, assistant: LlavaBun
         ({"folder": 5}, "a model folder cannot be 5 of type int"),
         ({"folder": tmp_path, "dtype": torch.float16}, "no dtype is called 'float16'"),
         ({"folder": tmp_path, "settings": {"slots": 2}}, "settings is .*caldera.EngineConfig"),
+        ({"folder": tmp_path, "fetch_image": True}, "fetch_image is True; give a function"),
         ({"folder": tmp_path, "device": "gpu"}, "device 'gpu' cannot be used"),
     ):
         with pytest.raises(UsageError, match=message):

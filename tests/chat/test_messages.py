@@ -76,6 +76,8 @@ def test_several_images_are_labeled() -> None:
         ([], [], "the last message must be a question"),
         (["hi"], [], "message 1 is 'hi'; write"),
         ([{"role": "user"}], [], "message 1 is .*; write"),
+        ([{"from": "human", "value": "a"}], [], "message 1 is .*; write"),
+        ([{"role": "user", "contents": "a"}], [], "message 1 is .*; write"),
         ([{"role": "users", "content": "a"}], [], "has the role 'users'; did you mean 'user'?"),
         ([{"role": "tool", "content": "a"}], [], "has the role 'tool'; known: assistant"),
         ([{"role": "user", "content": 5}], [], "has the content 5"),

@@ -335,6 +335,10 @@ def load(
         raise UsageError(
             f"settings is {shorten_value(settings)}; give caldera.EngineConfig(quantization='int8') or the like"
         )
+    if fetch_image is not None and not callable(fetch_image):
+        raise UsageError(
+            f"fetch_image is {shorten_value(fetch_image)}; give a function from a URL to bytes"
+        )
     path = find_model(Path(folder))
     name = str(dtype).removeprefix("torch.")
     if name not in get_args(DtypeName):

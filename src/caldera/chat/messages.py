@@ -46,7 +46,7 @@ def read_messages(
     part_images: list[Any] = []
     turns = []
     for number, message in enumerate(messages, start=1):
-        if not isinstance(message, Mapping) or message.keys() < {"role", "content"}:
+        if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
             raise UsageError(
                 f"message {number} is {shorten_value(message)}; write {{'role': 'user', 'content': ...}}"
             )

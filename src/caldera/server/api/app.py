@@ -155,5 +155,9 @@ def _from_http_exception(error: HTTPException) -> ApiError:
         allow = (error.headers or {}).get("allow") or (error.headers or {}).get("Allow")
         return ApiError(405, "the route does not support this method", allow=allow)
     if error.status_code == 404:
-        return ApiError(404, "there is no such route", code="unknown_url")
+        return ApiError(
+            404,
+            "there is no such route; there are /v1/chat/completions and /v1/models",
+            code="unknown_url",
+        )
     return ApiError(error.status_code, "the request is not valid")
