@@ -145,6 +145,15 @@ def test_a_disk_full_during_training_is_one_line(
     assert not list(tmp_path.rglob("*step-*"))
 
 
+def test_a_full_disk_behind_the_output_is_one_line() -> None:
+    """The exit code is that of outputs that cannot be written."""
+    with Path("/dev/full").open("w") as full:
+        words = [sys.executable, "-m", "caldera", "recipes"]
+        result = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    expected = "error: cannot write the output: No space left on device; free space\n"
+    assert (result.returncode, result.stderr) == (4, expected)
+
+
 def test_a_closed_pipe_and_a_plain_terminal_give_no_traceback() -> None:
     """`| head`, LANG=C and an encoding without the characters of a file's name end without a traceback."""
     piped = subprocess.run(

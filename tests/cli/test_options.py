@@ -68,6 +68,25 @@ def test_a_setting_given_as_an_option_is_answered_with_set(
     assert "--set" not in call("data", "mix", former, "1").stderr
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "data generate pairs x.csv",
+        "data import captions x.csv",
+        "data mix x.json",
+        "data balance x.json",
+        "data stats x.json",
+        "evaluate compare x y",
+    ],
+)
+def test_a_folder_is_no_file_to_write(call: Callable[..., CommandResult], command: str) -> None:
+    """It is rejected before any input is read, as "." and an empty path are."""
+    for folder in ("", "."):
+        result = call(*command.split(), "--out", folder)
+        expected = "error: --out . is a folder; give the path of a file\n"
+        assert (result.returncode, result.stderr) == (2, expected)
+
+
 @pytest.mark.parametrize(("group", "former"), RENAMED_COMMANDS)
 def test_a_former_command_names_the_current_one(
     call: Callable[..., CommandResult], group: str, former: str

@@ -360,4 +360,4 @@ def test_max_steps_that_the_data_cannot_reach_are_told(
     assert result is not None
     assert result.steps == min(max_steps, 9)
     line = "max_steps is 10, but 36 records end after 9 steps with epochs=1; raise epochs to train longer"
-    assert (line in caplog.text) == is_told == ("max_steps" in caplog.text)
+    assert (line in caplog.text) == is_told == ("max_steps is" in caplog.text)

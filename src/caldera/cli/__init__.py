@@ -4,6 +4,7 @@ Heavy modules are imported only when a command needs them, so that `caldera --he
 environment variables are read here only.
 """
 
+import errno
 import io
 import json
 import logging
@@ -37,7 +38,7 @@ from caldera.cli.options import (
 )
 from caldera.cli.recipes import ablate, recipes
 from caldera.cli.serve import serve
-from caldera.errors import CalderaError, Interrupted
+from caldera.errors import CalderaError, Interrupted, OutputError
 
 EXIT_CODES = (
     "Exit codes: 0 success, 1 internal error, 2 wrong usage, 3 invalid input, 4 cannot write, 5 the key, quota or "
@@ -266,6 +267,9 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("CALDERA_DEBUG"):
             raise
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            print_message(f"error: cannot write the output: {error.strerror}; free space")
+            sys.exit(OutputError.exit_code)
         print_message(
             f"internal error: {type(error).__name__}: {error}; please report it with the output of the same command "
             "under CALDERA_DEBUG=1"

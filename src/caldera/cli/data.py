@@ -19,6 +19,7 @@ from caldera.cli.options import (
     ImagesFrom,
     Instances,
     MaxBadFraction,
+    check_out_file,
     print_message,
     raise_if_renamed_command,
     read_options_from,
@@ -56,6 +57,9 @@ Setting of the requests: concurrency, requests_per_minute, tokens_per_minute, te
 max_repairs ... Repeatable.
 """
 Teacher = Annotated[str, typer.Option(help="scripted, openai (any compatible server) or replay.")]
+OutFile = Annotated[
+    Path, typer.Option("--out", callback=check_out_file, help="Data file, .json or .jsonl.")
+]
 Kinds = Annotated[str | None, typer.Option(help=KINDS_HELP)]
 Model = Annotated[str, typer.Option(help="Model of the teacher, for --teacher openai.")]
 BaseUrl = Annotated[
@@ -158,7 +162,7 @@ def print_estimate(config: "GenerateConfig") -> None:
 def generate(
     source: Annotated[str, typer.Argument(help="coco (a folder) or pairs (a file).")],
     path: Annotated[Path, typer.Argument(help="Annotations, in a format of docs/data.md.")],
-    out_file: Annotated[Path, typer.Option("--out", help="Data file, .json or .jsonl.")],
+    out_file: OutFile,
     teacher: Teacher = "scripted",
     kinds: Kinds = None,
     split: Annotated[str | None, typer.Option(help="COCO split, such as train2017.")] = None,

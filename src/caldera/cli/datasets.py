@@ -13,6 +13,7 @@ from caldera.cli.options import (
     Images,
     ImagesFrom,
     MaxBadFraction,
+    check_out_file,
     print_message,
     read_options_from,
     stderr_console,
@@ -22,7 +23,10 @@ from caldera.errors import UnknownNameError
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 DataFile = Annotated[Path, typer.Argument(help="Data file, in a format of docs/data.md.")]
-OutFile = Annotated[Path, typer.Option("--out", help="Data file to write, .json or .jsonl.")]
+OutFile = Annotated[
+    Path,
+    typer.Option("--out", callback=check_out_file, help="Data file to write, .json or .jsonl."),
+]
 
 ImageRoot = Annotated[
     Path | None,
@@ -195,7 +199,10 @@ def balance(
 def stats(
     file: DataFile,
     page: Annotated[
-        Path | None, typer.Option("--out", help="HTML page. \\[default: FILE.stats.html]")
+        Path | None,
+        typer.Option(
+            "--out", callback=check_out_file, help="HTML page. \\[default: FILE.stats.html]"
+        ),
     ] = None,
     as_json: AsJson = False,
     ignore_field: IgnoreField = None,

@@ -14,6 +14,7 @@ from caldera.cli.interruptions import StoppableGroup
 from caldera.cli.options import (
     Device,
     Dtype,
+    check_out_file,
     print_result,
     raise_if_renamed_command,
     runtime_from,
@@ -247,7 +248,9 @@ def _format_cells(group: dict[str, Any]) -> list[str]:
 
 def compare(
     folders: Annotated[list[Path], typer.Argument(help="Run folders; the first is the baseline.")],
-    out_file: Annotated[Path, typer.Option("--out", help="The report.")] = Path("comparison.html"),
+    out_file: Annotated[
+        Path, typer.Option("--out", callback=check_out_file, help="The report.")
+    ] = Path("comparison.html"),
 ) -> None:
     """Compare runs on the same items: differences with intervals, and answers side by side.
 

@@ -21,6 +21,14 @@ stdout_console = Console(markup=False, emoji=False)
 stderr_console = Console(stderr=True, markup=False, emoji=False)
 """Console for everything else."""
 
+
+def check_out_file(path: Path | None) -> Path | None:
+    """Return the path of a file to write; a folder is an error before any work is done."""
+    if path is not None and path.is_dir():
+        raise UsageError(f"--out {path} is a folder; give the path of a file")
+    return path
+
+
 ModelFolder = Annotated[
     Path, typer.Argument(help="Model folder of caldera or llava-hf, or the folder of a run.")
 ]

@@ -138,7 +138,8 @@ def _print_recipe(description: dict[str, Any]) -> None:
     from caldera.recipes.describe import compact_number, format_value
 
     table = Table(title=description["paper"] or description["name"])
-    for column in ("setting", "here", "paper", "source"):
+    table.add_column("setting", no_wrap=True)
+    for column in ("here", "paper", "source"):
         table.add_column(column, overflow="fold")
     for setting in description["settings"]:
         here, paper, source = format_value(_from_json(setting["value"])), "", ""
