@@ -101,7 +101,8 @@ def test_over_the_limit_the_list_is_still_written(tmp_path: Path) -> None:
 def test_nothing_to_report_writes_and_says_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """No empty list, no log line."""
+    """No empty list, no log line; the list of an earlier run is removed."""
+    (tmp_path / "list.jsonl").write_text("{}")
     SkippedItems(0.1).finish(5, tmp_path / "list.jsonl")
     assert caplog.records == []
     assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from caldera.errors import InputError
-from caldera.files.atomic import write_atomic
+from caldera.files.atomic import translate_os_errors, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,8 @@ class SkippedItems:
 
         Args:
             total: Number of all items, skipped ones included.
-            listing: File of the list, with one JSON object per line; it is not written if there is nothing to list.
+            listing: File of the list, with one JSON object per line; an earlier one is removed if there is nothing to
+                list.
 
         Raises:
             InputError: More items were skipped than `max_fraction` allows.
@@ -76,6 +77,9 @@ class SkippedItems:
         """
         if listing and (self.items or self.notes):
             self.write(listing)
+        elif listing:
+            with translate_os_errors(listing):
+                listing.unlink(missing_ok=True)
         listed_in = f", listed in {listing}" if listing else ""
         for items, verb in ((self.items, "skipped"), (self.notes, "changed")):
             if items:
