@@ -75,7 +75,7 @@ def read_table(path: Path, columns: Columns | None) -> Iterator[tuple[str, Row]]
     """Yield image and caption of each row with its location, or what is wrong with the row.
 
     Raises:
-        AnnotationError: The file cannot be read, or its columns are not names_by_key.
+        AnnotationError: The file cannot be read, or its columns are not known.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -148,8 +148,8 @@ def _choose_delimiter(first: str, columns: Columns | None) -> str:
 
     def suitability(delimiter: str) -> tuple[int, bool, int]:
         fields = [field.strip() for field in next(_rows([first], delimiter))[1]]
-        names_by_key = sum(field.lower() in usual for field in fields)
-        return names_by_key, len(fields) > 1 and bool(_IMAGE_NAME.match(fields[0])), len(fields)
+        num_known = sum(field.lower() in usual for field in fields)
+        return num_known, len(fields) > 1 and bool(_IMAGE_NAME.match(fields[0])), len(fields)
 
     return max(_DELIMITERS, key=suitability)
 

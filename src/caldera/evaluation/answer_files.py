@@ -19,7 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from caldera.errors import InputError, UsageError, shorten_value
-from caldera.evaluation.files import find_repeated, join_names, json_start, read_json, read_rows
+from caldera.evaluation.files import (
+    find_repeated,
+    join_names,
+    json_start,
+    locate_records,
+    read_json,
+    read_rows,
+)
 
 ID_KEYS = ("question_id", "questionId", "id", "index", "pid", "image_id", "image")
 """Fields of the id, the usual one first."""
@@ -126,16 +133,9 @@ def read_answer_list(path: Path, options: AnswerOptions | None = None) -> list[A
         content = content[0]
     if isinstance(content, dict) and not _is_record(content, options):
         return _from_object(content, path, options)
-    records = [content] if isinstance(content, dict) else content
-    if not isinstance(records, list) or not records:
-        raise InputError(f"{path} should hold a list of JSON objects, or one on each line")
-    located = [(f"{path}[{index}]", record) for index, record in enumerate(records)]
-    for location, record in located:
-        if not isinstance(record, dict):
-            raise InputError(f"{location} should be a JSON object, got {shorten_value(record)}")
     return [
         replace(answer, submitted=start == "[" and answer.fields.keys() <= {*ID_KEYS})
-        for answer in _from_records(located, path, options)
+        for answer in _from_records(locate_records(path, content), path, options)
     ]
 
 

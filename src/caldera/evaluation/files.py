@@ -41,9 +41,11 @@ def find_repeated(names: Iterable[str]) -> list[str]:
     return [name for name, count in Counter(names).items() if count > 1]
 
 
-def _read_content(path: Path) -> bytes:
+def _read_content(path: Path, size: int = -1) -> bytes:
+    """Return the first `size` bytes of a file, by default all."""
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            return file.read(size)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; check the path") from error
 
@@ -117,7 +119,11 @@ def read_object(path: Path, description: str) -> dict[str, Any]:
 
 def read_records(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """Return the objects of a JSON list or JSON lines file, each with its location."""
-    content = read_json(path)
+    return locate_records(path, read_json(path))
+
+
+def locate_records(path: Path, content: object) -> list[tuple[str, dict[str, Any]]]:
+    """Return the objects of a file's JSON value, each with its location."""
     # A JSON lines file of one line is parsed as an object.
     records = [content] if isinstance(content, dict) else content
     if not isinstance(records, list) or not records:
@@ -129,9 +135,15 @@ def read_records(path: Path) -> list[tuple[str, dict[str, Any]]]:
     return located
 
 
+def _is_spreadsheet(path: Path) -> bool:
+    """Return whether a file begins as a spreadsheet of Excel does."""
+    magics = (_ZIP, _OLD_EXCEL)
+    return _read_content(path, max(map(len, magics))).startswith(magics)
+
+
 def json_start(path: Path) -> str:
     """Return the bracket that a file of JSON or JSON lines begins with; empty for a table."""
-    if _read_content(path).startswith((_ZIP, _OLD_EXCEL)):
+    if _is_spreadsheet(path):
         return ""
     first = read_text(path).lstrip()[0]
     return first if first in "{[" else ""
@@ -139,7 +151,7 @@ def json_start(path: Path) -> str:
 
 def read_rows(path: Path) -> list[tuple[str, dict[str, str]]]:
     """Return the rows of a table with a heading (.csv, .tsv, or .xlsx with openpyxl), each with its location."""
-    if _read_content(path).startswith((_ZIP, _OLD_EXCEL)):
+    if _is_spreadsheet(path):
         return _read_spreadsheet(path)
     text = read_text(path)
     csv.field_size_limit(_MAX_CELL_BYTES)
