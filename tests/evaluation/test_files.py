@@ -1,5 +1,6 @@
 """Readers of official files: content decides how a file is read, and every fault names its place."""
 
+import csv
 import sys
 from pathlib import Path
 
@@ -61,3 +62,16 @@ def test_json_is_a_value_or_lines(tmp_path: Path, suffix: str) -> None:
     path.write_text('{"a": 1}\n{"a":}\n')
     with pytest.raises(InputError, match=rf"a{suffix}:2 is broken JSON at column 6"):
         read_json(path)
+
+
+def test_long_cells_are_read_and_other_readers_keep_their_limit(tmp_path: Path) -> None:
+    """A cell may hold an image in base64; csv's limit is one of the whole process."""
+    usual_limit, file = csv.field_size_limit(), tmp_path / "answers.tsv"
+    file.write_text(f"index\timage\n1\t{'x' * (usual_limit + 1)}\n")
+    [(_, row)] = read_rows(file)
+    assert len(row["image"]) == usual_limit + 1
+    assert csv.field_size_limit() == usual_limit
+    file.write_text("index\n1\t2\n")
+    with pytest.raises(InputError, match="not as many cells"):
+        read_rows(file)
+    assert csv.field_size_limit() == usual_limit

@@ -154,7 +154,16 @@ def read_rows(path: Path) -> list[tuple[str, dict[str, str]]]:
     if _is_spreadsheet(path):
         return _read_spreadsheet(path)
     text = read_text(path)
-    csv.field_size_limit(_MAX_CELL_BYTES)
+    # The limit is one of the process, and other readers keep the usual one.
+    usual_limit = csv.field_size_limit(_MAX_CELL_BYTES)
+    try:
+        return _read_table(path, text)
+    finally:
+        csv.field_size_limit(usual_limit)
+
+
+def _read_table(path: Path, text: str) -> list[tuple[str, dict[str, str]]]:
+    """Return the rows of a table's text, each with its location."""
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=_find_delimiter(text))
     _check_heading(reader.fieldnames or (), path)
     rows: list[tuple[str, dict[str, str]]] = []
