@@ -125,7 +125,7 @@ def to_transformers_processor(
     """Return the processor that transformers reads; `chat_template` is in Jinja."""
     factory = LlavaNextProcessor if processor.aspect == "anyres" else LlavaProcessor
     return factory(
-        _image_processor(processor),
+        to_image_processor(processor),
         tokenizer,
         patch_size=vision.tower.config.patch_size,
         vision_feature_select_strategy=feature_selection(vision)["vision_feature_select_strategy"],
@@ -135,7 +135,7 @@ def to_transformers_processor(
     )
 
 
-def _image_processor(
+def to_image_processor(
     processor: ImageProcessor,
 ) -> CLIPImageProcessorPil | LlavaImageProcessorPil | LlavaNextImageProcessorPil:
     """Return transformers' image processor that makes the same pixels."""

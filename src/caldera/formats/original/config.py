@@ -21,6 +21,19 @@ LLAVA_CLASSES = {
 }
 """Model type and class in LLaVA's own code, by language model."""
 
+CONVERSATION_MODES = {
+    "plain": "plain",
+    "v0": "llava_v0",
+    "vicuna_v1": "vicuna_v1",
+    "llava_v1": "llava_v1",
+    "llama_2": "llama_2",
+    "llava_llama_2": "llava_llama_2",
+    "mpt": "mpt",
+    "mistral_instruct": "mistral_instruct",
+    "chatml_direct": "chatml_direct",
+}
+"""Conversation modes of LLaVA's own code, by caldera's template with the same prompts."""
+
 _UNSUPPORTED = {"llava_mpt": "LLaVA's own code cannot run its MPT models either"}
 
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
