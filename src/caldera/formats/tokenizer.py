@@ -1,45 +1,43 @@
 """Tokenizers of model folders, with and without the image token."""
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from caldera.errors import ModelFormatError, UsageError
+from caldera.errors import CalderaError, ModelFormatError
 from caldera.formats.config import accept_old_keys, read_json
+from caldera.formats.slow_tokenizer import SENTENCEPIECE_FILE, load_slow_tokenizer
 
 IMAGE_TOKEN = "<image>"
 _PAD_TOKEN = "<pad>"
-
-SENTENCEPIECE_FILE = "tokenizer.model"
-"""A SentencePiece model: the only tokenizer of LLaVA's original folders, and the one that LLaVA's own code reads."""
 
 TOKENIZER_FILE = "tokenizer.json"
 """A fast tokenizer."""
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """Load a folder's tokenizer.
+    """Load a folder's tokenizer: its `tokenizer.json` as it is, or else its SentencePiece model.
+
+    transformers 5 builds LLaMA's class anew from the vocabulary and merges of the file, with another rule for spaces.
 
     Raises:
         ModelFormatError: It is missing, broken, or not a fast one.
         UsageError: The package that reads its file is not installed.
     """
     read_json(folder / "tokenizer_config.json", required=False)  # rejects settings that run code
-    needs_conversion = (folder / SENTENCEPIECE_FILE).is_file() and not (
-        folder / TOKENIZER_FILE
-    ).is_file()
-    if needs_conversion and find_spec("sentencepiece") is None:
-        raise UsageError(
-            f"{folder / SENTENCEPIECE_FILE} needs the package sentencepiece; pip install 'caldera[import]'"
-        )
     try:
+        if (folder / TOKENIZER_FILE).is_file():
+            return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        if (folder / SENTENCEPIECE_FILE).is_file():
+            return load_slow_tokenizer(folder)
         with accept_old_keys():  # transformers reads the folder's config.json, too
             tokenizer = AutoTokenizer.from_pretrained(
-                folder, use_fast=True, trust_remote_code=False, local_files_only=True
+                folder, trust_remote_code=False, local_files_only=True
             )
+    except CalderaError:
+        raise
     except Exception as error:  # noqa: BLE001 - tokenizers' Rust code raises Exception itself
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelFormatError(

@@ -147,6 +147,8 @@ def _step_at(step: dict[str, Any], position: TextPosition) -> dict[str, Any] | N
             return {**step, key: [inner for inner in inner_steps if inner is not None]}
         case "Prepend" if within:
             return None
+        case "Split" if within and step["pattern"].get("Regex", "").startswith(r"\A"):
+            return None
         case "Metaspace" if within or (position != "first" and step["prepend_scheme"] == "first"):
             return {**step, "prepend_scheme": "never"}
         case "ByteLevel" if within:

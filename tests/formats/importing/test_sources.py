@@ -1,6 +1,7 @@
 """Configs, vision towers, tokenizers and tiles of source folders are read, or rejected by name."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -197,14 +198,12 @@ def test_a_broken_tokenizer_is_rejected(
 ) -> None:
     """A broken SentencePiece model and a missing package get one line each."""
     folder = write_original()
-    monkeypatch.setattr("caldera.formats.tokenizer.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
     with pytest.raises(UsageError, match=r"tokenizer\.model needs the package sentencepiece; pip"):
         run_import(tmp_path / "out", source=folder, vision=clip_folder)
     monkeypatch.undo()
     (folder / "tokenizer.model").write_bytes(b"hello" * 9)
-    assert_rejected(
-        tmp_path, "has no tokenizer that transformers can load", source=folder, vision=clip_folder
-    )
+    assert_rejected(tmp_path, "is not a SentencePiece model", source=folder, vision=clip_folder)
 
 
 def test_a_model_with_fewer_rows_than_tokens_is_rejected(
