@@ -15,11 +15,11 @@ from torch import Tensor
 
 from caldera.batches import image_sources
 from caldera.batches.feature_store import FeatureLocks, FeatureStore
+from caldera.batches.image_checks import broken_images
 from caldera.batches.image_sources import (
     CachedFeatures,
     DecodedImages,
     FrozenTower,
-    broken_images,
     cache_features,
     raise_image_error,
 )
@@ -109,7 +109,7 @@ def test_tiles_are_encoded_in_bounded_numbers(
 
     source = cache(tmp_path, paths, tower, tiled)
 
-    views = [tiled.layout(path).views for path in paths]
+    views = [tiled.layouts([path])[0].views for path in paths]
     assert len({*views}) > 1
     assert sum(tower.sizes) == sum(views)
     assert max(tower.sizes) <= 5

@@ -1,14 +1,13 @@
 """Packs share exactly what conversations have in common; batches keep tokens, positions, targets and images."""
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
+from caldera.batches.image_sources import ImageSource
 from caldera.batches.packing import (
     Pack,
     PackedRow,
@@ -43,9 +42,9 @@ def numbers(name: str, length: int, images: int = 0) -> Sample:
     return Sample(name, ids, labels, paths, (SINGLE_VIEW,) * images, tuple(range(1, 1 + images)))
 
 
-def load(views: int) -> Callable[[Sequence[Path]], Tensor]:
+def load(views: int) -> ImageSource:
     """Return a source that loads a number of views."""
-    return lambda paths: torch.zeros(views, 2)
+    return lambda paths, layouts=None: torch.zeros(views, 2)
 
 
 def test_a_prefix_ends_where_samples_differ() -> None:

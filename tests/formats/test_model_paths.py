@@ -131,7 +131,7 @@ EXAMPLES: dict[str, Example] = {
         lambda root: write(
             root / "qwen", config_json={"model_type": "qwen2_vl", "vision_config": {}, "vocab_size": 9}
         ),
-        r"is a model of type 'qwen2_vl'; caldera reads llava and llava_next",
+        r"is a model of type 'qwen2_vl'; caldera reads llava, llava_next, llava_onevision of",
     ),
     "a pickle": (
         "file",

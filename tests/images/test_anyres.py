@@ -131,7 +131,7 @@ def test_views_are_those_of_transformers(tmp_path: Path, size: Size) -> None:
     views = processor(image)
 
     expected = torch.as_tensor(np.array(reference(image)["pixel_values"][0]))
-    assert len(views) == processor.layout(tmp_path / "p.png").views
+    assert len(views) == processor.layouts([tmp_path / "p.png"])[0].views
     torch.testing.assert_close(views, expected, atol=1e-6, rtol=0)
 
 
@@ -151,7 +151,7 @@ def test_the_layout_is_that_of_the_upright_image(
         aspect="anyres",
         pinpoints=grid_pinpoints(("2x1", "1x2"), 14),
     )
-    layout = processor.layout(tmp_path / f"p.{suffix}")
+    [layout] = processor.layouts([tmp_path / f"p.{suffix}"])
     assert (layout.columns, layout.rows) == ((1, 2) if orientation >= 5 else (2, 1))
 
 

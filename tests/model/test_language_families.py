@@ -54,7 +54,7 @@ def test_a_language_model_of_any_family_can_be_trained_and_saved(
         tokenizer=trained.tokenizer,
         template=find_template("vicuna_v1"),
         image_token_id=trained.model.image_token_id,
-        layout=trained.processor.layout,
+        layouts=trained.processor.layouts,
         count_tokens=trained.model.count_tokens,
         max_length=500,
     )

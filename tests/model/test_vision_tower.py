@@ -99,7 +99,7 @@ def samples(assistant: LlavaBundle, photos: Path) -> list[Sample]:
         tokenizer=assistant.tokenizer,
         template=find_template("vicuna_v1"),
         image_token_id=assistant.model.image_token_id,
-        layout=assistant.processor.layout,
+        layouts=assistant.processor.layouts,
         count_tokens=assistant.model.count_tokens,
         max_length=500,
     )

@@ -73,7 +73,7 @@ def build_samples(
         tokenizer=assistant.tokenizer,
         template=find_template("vicuna_v1"),
         image_token_id=assistant.model.image_token_id,
-        layout=assistant.processor.layout,
+        layouts=assistant.processor.layouts,
         count_tokens=assistant.model.count_tokens,
         max_length=256,
     )

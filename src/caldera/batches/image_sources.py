@@ -14,7 +14,6 @@ import math
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -23,15 +22,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from caldera.batches.feature_store import FeatureLocks, FeatureStore
-from caldera.devices import Runtime
+from caldera.batches.feature_store import FeatureLocks, FeatureRows, FeatureStore
 from caldera.errors import InputError, OutputError
 from caldera.files.atomic import free_bytes
+from caldera.images.anyres import TileLayout
 from caldera.images.decoding import (
     DEFAULT_DECODING,
     DecodingConfig,
     decode_image,
-    is_truncated,
     open_image,
     read_bytes,
 )
@@ -51,8 +49,15 @@ _POLL_SECONDS = 0.05
 class ImageSource(Protocol):
     """Source of the model's input for images."""
 
-    def __call__(self, paths: Sequence[Path]) -> Tensor:
-        """Return pixels or features of all views of the images at `paths`, (views, ...)."""
+    def __call__(
+        self, paths: Sequence[Path], layouts: Sequence[TileLayout] | None = None
+    ) -> Tensor:
+        """Return pixels or features of all views of the images at `paths`, (views, ...).
+
+        Args:
+            paths: Image files.
+            layouts: Tile layout of each image; None if each is the only image of its conversation.
+        """
         ...
 
 
@@ -66,13 +71,37 @@ class DecodedImages:
         self._processor = processor
         self._decoding = decoding
 
-    def __call__(self, paths: Sequence[Path]) -> Tensor:
+    def __call__(
+        self, paths: Sequence[Path], layouts: Sequence[TileLayout] | None = None
+    ) -> Tensor:
         """Return pixels, (views, channels, height, width)."""
         side = self._processor.side
         if not paths:
             return torch.zeros(0, 3, side, side)
-        images = (open_image(path, self._decoding) for path in paths)
-        return torch.cat([self._processor(image) for image in images])
+        return torch.cat(
+            [
+                self._processor(open_image(path, self._decoding), layout)
+                for path, layout in _with_layouts(paths, layouts)
+            ]
+        )
+
+
+_LaidOutImage = tuple[Path, TileLayout | None]
+"""An image and its layout; None for the only image of a conversation."""
+
+
+def _with_layouts(
+    paths: Sequence[Path], layouts: Sequence[TileLayout] | None
+) -> list[_LaidOutImage]:
+    """Return the images with their layouts."""
+    return [*zip(paths, [None] * len(paths) if layouts is None else layouts, strict=True)]
+
+
+def _key(digest: str, layout: TileLayout | None) -> str:
+    """Return the key of an image in a store: its digest, or another where it is prepared as one of several."""
+    if layout is None or not layout.newline:
+        return digest
+    return hashlib.sha256(f"{digest} one of several".encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +124,9 @@ class FrozenTower:
         """Read an image file."""
         return read_bytes(path, self.decoding)
 
-    def decode(self, path: Path) -> Tensor:
+    def decode(self, path: Path, layout: TileLayout | None) -> Tensor:
         """Return the pixels of an image, (views, channels, height, width)."""
-        return self.processor(decode_image(self.read(path), str(path), self.decoding))
+        return self.processor(decode_image(self.read(path), str(path), self.decoding), layout)
 
     def encode_all(self, pixels: Tensor) -> Tensor:
         """Return the features of any number of views, (views, patches, vision width)."""
@@ -124,75 +153,33 @@ class CachedFeatures:
         self._features = store.read()
         self._verified: set[str] = set()
 
-    def __call__(self, paths: Sequence[Path]) -> Tensor:
+    def __call__(
+        self, paths: Sequence[Path], layouts: Sequence[TileLayout] | None = None
+    ) -> Tensor:
         """Return features in the dtype of the store, (views, patches, vision width)."""
-        for path in paths:
-            if self._digests[path] not in self._verified:
-                self._verify(path)
-        spans = [self._rows[self._digests[path]] for path in paths]
+        spans = [self._verified_rows(*image) for image in _with_layouts(paths, layouts)]
         rows = [row for span in spans for row in range(span.start, span.stop)]
         # Unlike indexing, `take` releases the GIL: other threads run while the disk reads.
         bits = np.take(self._features, rows, axis=0)
         return torch.from_numpy(bits).view(self._store.dtype)
 
-    def _verify(self, path: Path) -> None:
-        """Compare an image's features with their checksum, and compute them again if they are damaged."""
-        digest = self._digests[path]
-        rows = self._rows[digest]
+    def _verified_rows(self, path: Path, layout: TileLayout | None) -> FeatureRows:
+        """Return an image's rows, compared with their checksum once; damaged features are computed again."""
+        key = _key(self._digests[path], layout)
+        rows = self._rows[key]
+        if key in self._verified:
+            return rows
         cached = self._features[rows.start : rows.stop]
         if len(cached) != rows.count or zlib.crc32(cached.data) != rows.checksum:
             log.warning(
                 "cached features of %s are damaged in %s: encoding it again", path, self._store.data
             )
-            pixels = self._tower.decode(path)
-            self._store.append([digest], [len(pixels)], self._tower.encode_all(pixels))
-            self._rows[digest] = self._store.rows()[digest]
+            pixels = self._tower.decode(path, layout)
+            self._store.append([key], [len(pixels)], self._tower.encode_all(pixels))
+            self._rows[key] = self._store.rows()[key]
             self._features = self._store.read()
-        self._verified.add(digest)
-
-
-def broken_images(
-    paths: Sequence[Path], runtime: Runtime, decoding: DecodingConfig
-) -> dict[Path, InputError]:
-    """Decode all images, with a thread for each worker, and return the errors of those that cannot be used."""
-
-    def error_of(path: Path) -> InputError | None:
-        try:
-            open_image(path, decoding)
-        except InputError as error:
-            return error
-        return None
-
-    errors: dict[Path, InputError] = {}
-    with (
-        deferred_signals() as request,
-        runtime.progress.task("checking images", len(paths)) as advance,
-        ThreadPoolExecutor(max(1, runtime.workers)) as threads,
-    ):
-        # A few at a time, as a signal ends the check between them.
-        for start in range(0, len(paths), ENCODE_BATCH):
-            part = paths[start : start + ENCODE_BATCH]
-            for path, error in zip(part, threads.map(error_of, part), strict=True):
-                if error:
-                    errors[path] = error
-            advance(len(part))
-            request.raise_if_requested("stopped while checking images; repeat the command")
-    return errors
-
-
-def truncated_images(paths: Sequence[Path], runtime: Runtime) -> list[Path]:
-    """Return the images that lack the end of their file, of those that can be decoded."""
-    truncated: list[Path] = []
-    with (
-        deferred_signals() as request,
-        runtime.progress.task("looking for truncated images", len(paths)) as advance,
-    ):
-        for path in paths:
-            request.raise_if_requested("stopped while checking images; repeat the command")
-            if is_truncated(path):
-                truncated.append(path)
-            advance()
-    return truncated
+        self._verified.add(key)
+        return self._rows[key]
 
 
 OnImageError = Callable[[Path, InputError], object]
@@ -206,6 +193,7 @@ def raise_image_error(path: Path, error: InputError) -> None:
 def cache_features(
     store: FeatureStore,
     paths: Sequence[Path],
+    layouts: Sequence[TileLayout] | None = None,
     *,
     tower: FrozenTower,
     progress: Progress,
@@ -215,7 +203,8 @@ def cache_features(
 
     Args:
         store: Store of one tower and one way of preparing images; runs and stages may share it.
-        paths: Images, each once.
+        paths: Images, each once in each layout.
+        layouts: Tile layout of each image; None if each is the only image of its conversation.
         tower: Encodes them.
         progress: Reports the work.
         on_error: Called with each image that cannot be used; the source then lacks it.
@@ -225,17 +214,18 @@ def cache_features(
         OutputError: The store cannot be written, or the disk has too little space.
     """
     with deferred_signals() as request:
-        digest_of = _digests(paths, tower, progress, on_error, request)
-        paths_of: dict[str, list[Path]] = {}
-        for path, digest in digest_of.items():
-            paths_of.setdefault(digest, []).append(path)
+        digest_of = _digests([*dict.fromkeys(paths)], tower, progress, on_error, request)
+        images_of: dict[str, list[_LaidOutImage]] = {}
+        for path, layout in _with_layouts(paths, layouts):
+            if path in digest_of:
+                images_of.setdefault(_key(digest_of[path], layout), []).append((path, layout))
         stored = store.rows()
-        missing = [digest for digest in paths_of if digest not in stored]
+        missing = [key for key in images_of if key not in stored]
         if missing:
-            _check_space(store, [paths_of[digest][0] for digest in missing], tower)
-            builder = _FeatureBuilder(store, tower, paths_of, on_error, request)
+            _check_space(store, [images_of[key][0] for key in missing], tower)
+            builder = _FeatureBuilder(store, tower, images_of, on_error, request)
             for path in builder.run(missing, progress):
-                del digest_of[path]
+                digest_of.pop(path, None)
     return CachedFeatures(store, digest_of, tower)
 
 
@@ -259,13 +249,13 @@ def _digests(
     return digests
 
 
-def _check_space(store: FeatureStore, paths: Sequence[Path], tower: FrozenTower) -> None:
+def _check_space(store: FeatureStore, images: Sequence[_LaidOutImage], tower: FrozenTower) -> None:
     """Log the size of the features of images, and raise OutputError if the disk has too little space for them."""
-    views = sum(_num_views(path, tower) for path in paths)
+    views = sum(_num_views(*image, tower) for image in images)
     size = views * math.prod(tower.shape) * store.dtype.itemsize
     folder = store.data.parent
     free = free_bytes(folder)
-    summary = f"features of {len(paths):,} images ({views:,} views) need {_format_bytes(size)} in {folder}"
+    summary = f"features of {len(images):,} images ({views:,} views) need {_format_bytes(size)} in {folder}"
     if size > free:
         raise OutputError(
             f"{summary}, where {_format_bytes(free)} are free; free space, choose another folder, or train with "
@@ -274,10 +264,11 @@ def _check_space(store: FeatureStore, paths: Sequence[Path], tower: FrozenTower)
     log.info("%s, %s are free", summary, _format_bytes(free))
 
 
-def _num_views(path: Path, tower: FrozenTower) -> int:
+def _num_views(path: Path, layout: TileLayout | None, tower: FrozenTower) -> int:
     """Return the views of an image; 0 for one that cannot be used, which is reported when it is decoded."""
     try:
-        return tower.processor.layout(path, tower.decoding).views
+        [layout] = [layout] if layout else tower.processor.layouts([path], tower.decoding)
+        return layout.views
     except InputError:
         return 0
 
@@ -294,18 +285,18 @@ class _FeatureBuilder:
         self,
         store: FeatureStore,
         tower: FrozenTower,
-        paths_of: dict[str, list[Path]],
+        images_of: dict[str, list[_LaidOutImage]],
         on_error: OnImageError,
         request: StopRequest,
     ) -> None:
         self._store = store
         self._tower = tower
-        self._paths_of = paths_of
+        self._images_of = images_of
         self._on_error = on_error
         self._request = request
         self._unusable: list[Path] = []
 
-    def run(self, digests: Sequence[str], progress: Progress) -> list[Path]:
+    def run(self, keys: Sequence[str], progress: Progress) -> list[Path]:
         """Encode all images that no other process encodes, then wait for the features of the others.
 
         Images of a process that ends before it has written their features are encoded here.
@@ -313,7 +304,7 @@ class _FeatureBuilder:
         Returns:
             Paths of the images that cannot be used.
         """
-        remaining = list(digests)
+        remaining = list(keys)
         with (
             progress.task("encoding images", len(remaining)) as advance,
             self._store.feature_locks() as locks,
@@ -329,22 +320,22 @@ class _FeatureBuilder:
         return self._unusable
 
     def _encode_claimed(
-        self, digests: Sequence[str], locks: FeatureLocks, advance: Advance
+        self, keys: Sequence[str], locks: FeatureLocks, advance: Advance
     ) -> list[str]:
         """Encode the images that can be locked; return the others."""
         others: list[str] = []
         group: dict[str, Tensor] = {}
-        for digest in digests:
+        for key in keys:
             self._raise_if_stopped()
-            if not locks.try_acquire(digest):
-                others.append(digest)
+            if not locks.try_acquire(key):
+                others.append(key)
                 continue
-            pixels = None if digest in self._store.rows() else self._load_pixels(digest)
+            pixels = None if key in self._store.rows() else self._load_pixels(key)
             if pixels is None:
-                locks.release(digest)
+                locks.release(key)
                 advance()
                 continue
-            group[digest] = pixels
+            group[key] = pixels
             if sum(map(len, group.values())) >= ENCODE_BATCH:
                 self._write(group, locks, advance)
                 group = {}
@@ -355,21 +346,20 @@ class _FeatureBuilder:
         """Raise Interrupted if a signal arrived; what is not in the store yet is encoded by the next run."""
         if self._request.signal is not None:
             stored = self._store.rows()
-            count = sum(digest in stored for digest in self._paths_of)
+            count = sum(key in stored for key in self._images_of)
             self._request.raise_if_requested(
-                f"stopped while encoding images; the features of {count} of {len(self._paths_of)} are kept in "
+                f"stopped while encoding images; the features of {count} of {len(self._images_of)} are kept in "
                 f"{self._store.data}; repeat the command to continue"
             )
 
-    def _load_pixels(self, digest: str) -> Tensor | None:
+    def _load_pixels(self, key: str) -> Tensor | None:
         """Return the pixels of an image; None if it cannot be used, after reporting all its paths."""
-        first_path = self._paths_of[digest][0]
         try:
-            return self._tower.decode(first_path)
+            return self._tower.decode(*self._images_of[key][0])
         except InputError as error:
-            for path in self._paths_of[digest]:
+            for path, _ in self._images_of[key]:
                 self._on_error(path, error)
-            self._unusable += self._paths_of[digest]
+                self._unusable.append(path)
             return None
 
     def _write(self, group: dict[str, Tensor], locks: FeatureLocks, advance: Advance) -> None:
@@ -379,6 +369,6 @@ class _FeatureBuilder:
         views = torch.cat(list(group.values()))  # (views, channels, height, width)
         counts = [len(pixels) for pixels in group.values()]
         self._store.append(list(group), counts, self._tower.encode_all(views))
-        for digest in group:
-            locks.release(digest)
+        for key in group:
+            locks.release(key)
         advance(len(group))

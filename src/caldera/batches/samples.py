@@ -12,7 +12,7 @@ from caldera.files.atomic import file_exists
 from caldera.files.skipped_items import SkippedItems
 from caldera.images.anyres import TileLayout
 from caldera.templates.encoding import encode
-from caldera.templates.template import Template
+from caldera.templates.rendering import Template
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +52,8 @@ class SampleBuilder:
     tokenizer: PreTrainedTokenizerFast
     template: Template
     image_token_id: int
-    layout: Callable[[Path], TileLayout]
-    """Returns the tile layout of an image."""
+    layouts: Callable[[Sequence[Path]], tuple[TileLayout, ...]]
+    """Returns the tile layouts of all images of a conversation."""
 
     count_tokens: Callable[[TileLayout], int]
     """Returns the number of image tokens of a tile layout."""
@@ -70,7 +70,7 @@ class SampleBuilder:
         Raises:
             InputError: It is too long, has no supervised token, or an image file is missing.
         """
-        encoded = encode(self.template.render(conversation), self.tokenizer)
+        encoded = encode(self.template.for_training.render(conversation), self.tokenizer)
         paths = tuple(images / path for path in encoded.image_paths)
         layouts = self._layouts(paths, conversation.id)
         counts = [self.count_tokens(layout) for layout in layouts]
@@ -94,7 +94,7 @@ class SampleBuilder:
             if not file_exists(path):
                 raise ImageError(f"record {record!r}: {path} does not exist; check --images")
         try:
-            return tuple(self.layout(path) for path in paths)
+            return self.layouts(paths)
         except ImageError as error:
             raise ImageError(f"record {record!r}: {error}") from error
 

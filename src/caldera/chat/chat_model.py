@@ -300,10 +300,12 @@ class ChatModel(AbstractContextManager["ChatModel"]):
                     f"a question cannot be {shorten_value(question)} of type {type(question).__name__}; give a text or "
                     "messages, then images"
                 )
-        return self.engine.build_prompt(conversation, [self._prepare(image) for image in images])
+        return self.engine.build_prompt(conversation, self._prepare(images))
 
-    def _prepare(self, image: object) -> ProcessedImage:
-        return self.engine.prepare_image(decode_input(image, self._fetch_image))
+    def _prepare(self, images: Sequence[object]) -> list[ProcessedImage]:
+        decoded = (decode_input(image, self._fetch_image) for image in images)
+        several = len(images) > 1
+        return [self.engine.prepare_image(image, several=several) for image in decoded]
 
 
 def load(

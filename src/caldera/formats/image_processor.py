@@ -34,11 +34,16 @@ def load_processor(folder: Path, metadata: ModelMetadata | None = None) -> Image
             content = json.loads((folder / name).read_bytes())
             content = content.get("image_processor", content)
             aspect = (
-                {"aspect": metadata.image_aspect, "pinpoints": metadata.pinpoints}
+                {
+                    "aspect": metadata.image_aspect,
+                    "pinpoints": metadata.pinpoints,
+                    "anyres_max": metadata.anyres_max,
+                }
                 if metadata
                 else _read_aspect(content)
             )
-            return ImageProcessor(**_read_resize(content), **_read_normalization(content), **aspect)
+            processor = ImageProcessor(**_read_resize(content), **_read_normalization(content))
+            return processor.with_aspect(**aspect)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelFormatError(
                 f"{folder / name} has no usable image processor: {error}"

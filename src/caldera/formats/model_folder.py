@@ -87,7 +87,7 @@ def fill_model_folder(
         tick: Called after each weight with the name of its file.
     """
     model, tokenizer, metadata = assistant.model, assistant.tokenizer, assistant.card
-    config = to_transformers_config(model, metadata, stored_dtype(weights))
+    config = to_transformers_config(model, metadata, tokenizer, stored_dtype(weights))
     write_json(folder / "config.json", config)
     write_weights(folder, weights, tick=tick)
     jinja = chat_template(find_template(metadata.template), starts=bool(start_ids(tokenizer)))

@@ -25,7 +25,7 @@ NON_LORA_FILE = "non_lora_trainables.bin"
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 CALDERA_ADAPTER = "caldera_adapter.json"
 
-LLAVA_HF_TYPES = ("llava", "llava_next")
+LLAVA_HF_TYPES = ("llava", "llava_next", "llava_onevision")
 """Values of `model_type` in llava-hf folders."""
 
 _RUN_MODELS = ("model", "finetune/model")
@@ -154,8 +154,8 @@ def _identify_config(folder: Path) -> ModelPath | None:
         return ModelPath(
             "other model",
             folder,
-            f"{folder} is a model of type {model_type!r}; caldera reads llava and llava_next of transformers, and "
-            "LLaVA's own layout",
+            f"{folder} is a model of type {model_type!r}; caldera reads {', '.join(LLAVA_HF_TYPES)} of transformers, "
+            "and LLaVA's own layout",
         )
     options = f"{option} {_quoted(folder)} {other}"
     return ModelPath(

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from caldera.formats.importing.import_model import check_and_rename
-from caldera.formats.importing.sources import read_llava_hf
+from caldera.formats.importing.llava_hf import read_llava_hf
 from caldera.formats.metadata import METADATA_FILE
 from caldera.formats.model_folder import build_on_meta, open_lazily, with_weights
 from caldera.formats.model_paths import find_model

@@ -16,12 +16,15 @@ from transformers import (
     LlavaNextConfig,
     LlavaNextImageProcessorPil,
     LlavaNextProcessor,
+    LlavaOnevisionConfig,
+    LlavaOnevisionImageProcessorPil,
     LlavaProcessor,
     PreTrainedTokenizerFast,
 )
 
 from caldera.errors import ModelFormatError
 from caldera.formats.metadata import METADATA_FILE
+from caldera.formats.onevision_processor import VIDEO_TOKEN, LlavaOnevisionProcessor
 from caldera.formats.tokenizer import IMAGE_TOKEN
 from caldera.images.anyres import Size
 from caldera.images.processor import ImageProcessor
@@ -45,30 +48,54 @@ def pinpoints_from_disk(pinpoints: Iterable[Sequence[int]]) -> tuple[Size, ...]:
 
 
 def to_transformers_config(
-    model: Llava, metadata: ModelMetadata, dtype: torch.dtype
+    model: Llava, metadata: ModelMetadata, tokenizer: PreTrainedTokenizerFast, dtype: torch.dtype
 ) -> dict[str, Any]:
     """Return the config that transformers reads, for weights in `dtype`."""
-    tiles: dict[str, Any] = {}
-    if metadata.pinpoints:
-        tiles["image_grid_pinpoints"] = pinpoints_to_disk(metadata.pinpoints)
-    config = (LlavaNextConfig if tiles else LlavaConfig)(
+    name, config_class = _CONFIG_CLASSES[model_type_of(metadata)]
+    config = config_class(
         vision_config=model.vision.tower.config.to_dict(),
         text_config=model.language.config.to_dict(),
         image_token_index=model.image_token_id,
         image_seq_length=model.vision.tokens_per_view,
         projector_hidden_act="gelu",
         **feature_selection(model.vision),
-        **tiles,
+        **{key: value for key, value in tile_settings(metadata).items() if value is not None},
         tie_word_embeddings=model.language.config.tie_word_embeddings,
     ).to_dict()
     unsupported = unsupported_by_transformers(model)
-    name = "LlavaNext" if tiles else "Llava"
     config["architectures"] = [name if unsupported else f"{name}ForConditionalGeneration"]
     if unsupported:
         config["model_type"] = "caldera_llava"
         config["projector_hidden_act"] = f"none, {unsupported}"
+    if "video_token_index" in config:
+        # No id where there is no such token: transformers' default would be an ordinary one.
+        config["video_token_index"] = tokenizer.get_vocab().get(VIDEO_TOKEN, -1)
     config["dtype"] = str(dtype).removeprefix("torch.")
     return config
+
+
+_CONFIG_CLASSES: dict[str, tuple[str, Any]] = {
+    "llava": ("Llava", LlavaConfig),
+    "llava_next": ("LlavaNext", LlavaNextConfig),
+    "llava_onevision": ("LlavaOnevision", LlavaOnevisionConfig),
+}
+"""Beginning of the class names, and class of the config, by transformers' `model_type`."""
+
+
+def model_type_of(metadata: ModelMetadata) -> str:
+    """Return transformers' `model_type` of a model."""
+    if metadata.image_aspect != "anyres":
+        return "llava"
+    return "llava_next" if metadata.anyres_max is None else "llava_onevision"
+
+
+def tile_settings(metadata: ModelMetadata) -> dict[str, Any]:
+    """Return transformers' settings of tiles; None for those that the model does not have."""
+    limit = metadata.anyres_max
+    return {
+        "image_grid_pinpoints": pinpoints_to_disk(metadata.pinpoints) or None,
+        "vision_aspect_ratio": None if limit is None else f"anyres_max_{limit}",
+    }
 
 
 def feature_selection(vision: VisionTower) -> dict[str, Any]:
@@ -91,8 +118,7 @@ def check_config_matches(
     Raises:
         ModelFormatError: Transformers would project other features than caldera, or cut other tiles.
     """
-    pinpoints = pinpoints_to_disk(metadata.pinpoints) if metadata.pinpoints else None
-    settings = {**feature_selection(vision), "image_grid_pinpoints": pinpoints}
+    settings = {**feature_selection(vision), **tile_settings(metadata)}
     for name, expected in settings.items():
         if config.get(name) != expected:
             raise ModelFormatError(
@@ -121,14 +147,24 @@ def to_transformers_processor(
     vision: VisionTower,
     tokenizer: PreTrainedTokenizerFast,
     chat_template: str,
-) -> LlavaProcessor | LlavaNextProcessor:
+) -> LlavaProcessor | LlavaNextProcessor | LlavaOnevisionProcessor:
     """Return the processor that transformers reads; `chat_template` is in Jinja."""
+    strategy = feature_selection(vision)["vision_feature_select_strategy"]
+    if processor.anyres_max is not None:
+        return LlavaOnevisionProcessor(
+            to_image_processor(processor),
+            tokenizer,
+            num_image_tokens=vision.tokens_per_view,
+            vision_feature_select_strategy=strategy,
+            vision_aspect_ratio=f"anyres_max_{processor.anyres_max}",
+            chat_template=chat_template,
+        )
     factory = LlavaNextProcessor if processor.aspect == "anyres" else LlavaProcessor
     return factory(
         to_image_processor(processor),
         tokenizer,
         patch_size=vision.tower.config.patch_size,
-        vision_feature_select_strategy=feature_selection(vision)["vision_feature_select_strategy"],
+        vision_feature_select_strategy=strategy,
         num_additional_image_tokens=vision.num_prefix_tokens,
         image_token=IMAGE_TOKEN,
         chat_template=chat_template,
@@ -137,7 +173,12 @@ def to_transformers_processor(
 
 def to_image_processor(
     processor: ImageProcessor,
-) -> CLIPImageProcessorPil | LlavaImageProcessorPil | LlavaNextImageProcessorPil:
+) -> (
+    CLIPImageProcessorPil
+    | LlavaImageProcessorPil
+    | LlavaNextImageProcessorPil
+    | LlavaOnevisionImageProcessorPil
+):
     """Return transformers' image processor that makes the same pixels."""
     square = {"height": processor.side, "width": processor.side}
     settings: dict[str, Any] = {
@@ -157,4 +198,7 @@ def to_image_processor(
             return LlavaImageProcessorPil(**settings, do_pad=True)
         case "anyres":
             pinpoints = pinpoints_to_disk(processor.pinpoints)
+            if processor.anyres_max is not None:
+                settings |= {"size": square, "crop_size": None, "do_center_crop": None}
+                return LlavaOnevisionImageProcessorPil(**settings, image_grid_pinpoints=pinpoints)
             return LlavaNextImageProcessorPil(**settings, image_grid_pinpoints=pinpoints)

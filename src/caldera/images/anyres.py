@@ -1,4 +1,4 @@
-"""Geometry of LLaVA-NeXT's anyres: the tiles of an image and the order of their tokens.
+"""Geometry of anyres, LLaVA-NeXT's and LLaVA-OneVision's: the tiles of an image and the order of their tokens.
 
 Sizes are (width, height). Image processor, token counts and model use these functions only, so they never differ by a
 rounding. Scaling is in floating point as in the original code and transformers, which gives the same pixels.
@@ -26,8 +26,14 @@ Size = tuple[int, int]
 RELEASED_GRIDS = ("1x2", "2x1", "2x2", "3x1", "1x3")
 """Columns x rows of tiles of the released LLaVA-NeXT models, in their order."""
 
+ONEVISION_GRIDS = tuple(f"{columns}x{rows}" for columns in range(1, 7) for rows in range(1, 7))
+"""Columns x rows of tiles of the released LLaVA-OneVision models, `(1x1),...,(6x6)` in their configs."""
+
+_MIN_DOWNSCALE = 1.1
+"""Factor up to which an image keeps more tokens than `anyres_max` allows, as in LLaVA-OneVision."""
+
 NEWLINE_INDEX = -1
-"""Index of the learned newline embedding, which ends each row of tiles, in an order of tokens."""
+"""Index of the learned newline embedding in an order of tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,12 @@ class TileLayout:
 
     size: Size = (1, 1)
     """Size of the image; its aspect ratio decides which rows or columns of the tiles are padding."""
+
+    anyres_max: int | None = None
+    """Tiles whose number of patches the tokens of all tiles are scaled down to; None does not scale."""
+
+    newline: bool = False
+    """Whether the newline embedding ends a base view without tiles."""
 
     @property
     def views(self) -> int:
@@ -57,9 +69,28 @@ class TileLayout:
             return 0, (down - height * across // width) // 2
         return (across - width * down // height) // 2, 0
 
+    def raster(self, patches_per_side: int) -> Size:
+        """Return the columns and rows of patches of all tiles without their padding."""
+        left, top = self.padding(patches_per_side)
+        across, down = self.columns * patches_per_side, self.rows * patches_per_side
+        return across - 2 * left, down - 2 * top
+
+    def grid(self, patches_per_side: int) -> Size:
+        """Return the columns and rows of tokens of all tiles: the raster, scaled down where `anyres_max` limits it."""
+        columns, rows = self.raster(patches_per_side)
+        if self.anyres_max is None:
+            return columns, rows
+        ratio = math.sqrt(columns * rows / (self.anyres_max * patches_per_side**2))
+        if ratio <= _MIN_DOWNSCALE:
+            return columns, rows
+        return max(1, int(columns // ratio)), max(1, int(rows // ratio))
+
 
 SINGLE_VIEW = TileLayout()
 """Layout of an image with one view."""
+
+ONE_OF_SEVERAL = TileLayout(newline=True)
+"""Layout of an image in a conversation with several, in LLaVA-OneVision."""
 
 
 def grid_pinpoints(grids: Sequence[str], side: int) -> tuple[Size, ...]:
@@ -70,6 +101,12 @@ def grid_pinpoints(grids: Sequence[str], side: int) -> tuple[Size, ...]:
             f"the grids of tiles are {', '.join(grids) or 'none'}; give columns x rows, such as 2x1,2x2"
         )
     return tuple((int(match[1]) * side, int(match[2]) * side) for match in matches if match)
+
+
+def parse_anyres_max(aspect: str) -> int | None:
+    """Return the number of an aspect such as `anyres_max_9`; None for other aspects."""
+    match = re.fullmatch(r"anyres_max_([1-9]\d?)", aspect)
+    return int(match[1]) if match else None
 
 
 def choose_pinpoint(size: Size, pinpoints: Sequence[Size]) -> Size:
@@ -93,18 +130,37 @@ def fit_within(size: Size, pinpoint: Size) -> Size:
     return min(math.ceil(width * (down / height)), across), down
 
 
-def choose_layout(size: Size, pinpoints: Sequence[Size], side: int) -> TileLayout:
+def choose_layout(
+    size: Size, pinpoints: Sequence[Size], side: int, anyres_max: int | None = None
+) -> TileLayout:
     """Return the layout of an image on its best canvas, in tiles of `side` pixels."""
     across, down = choose_pinpoint(size, pinpoints)
-    return TileLayout(across // side, down // side, size)
+    return TileLayout(across // side, down // side, size, anyres_max)
 
 
 def count_tokens(layout: TileLayout, patches_per_side: int) -> int:
-    """Return the number of tokens of an image."""
-    left, top = layout.padding(patches_per_side)
-    across = layout.columns * patches_per_side - 2 * left
-    down = layout.rows * patches_per_side - 2 * top
-    return patches_per_side * patches_per_side + down * (across + 1)
+    """Return the number of tokens of an image whose views consist of patches alone."""
+    base = patches_per_side * patches_per_side
+    if layout.views == 1:
+        return base + layout.newline
+    columns, rows = layout.grid(patches_per_side)
+    return base + rows * (columns + 1)
+
+
+@lru_cache(maxsize=4096)
+def raster_patches(layout: TileLayout, patches_per_side: int) -> "Tensor":
+    """Return the indices of the tiles' patches without padding, (raster rows, raster columns).
+
+    Patches are numbered consecutively over all views, those of the base view first.
+    """
+    # Settings that name an aspect are read without torch, which takes seconds to import.
+    import torch
+
+    side, rows, columns = patches_per_side, layout.rows, layout.columns
+    tiles = side * side + torch.arange(rows * columns * side * side).view(rows, columns, side, side)
+    raster = tiles.transpose(1, 2).reshape(rows * side, columns * side)
+    left, top = layout.padding(side)
+    return raster[top : len(raster) - top, left : raster.shape[1] - left]
 
 
 @lru_cache(maxsize=4096)
@@ -112,16 +168,15 @@ def image_token_order(layout: TileLayout, patches_per_side: int) -> "Tensor":
     """Return the patch index of each token of an image with tiles, (image tokens,), as LLaVA-NeXT's `spatial_unpad`.
 
     The patches of the base view come first; then those of the tiles as one raster without padding, with NEWLINE_INDEX
-    after each row. Patches are numbered consecutively over all views.
+    after each row. Where the raster is scaled down, the patches of the scaled one are numbered after the base view's.
     """
-    # Settings that name an aspect are read without torch, which takes seconds to import.
     import torch
 
-    side, rows, columns = patches_per_side, layout.rows, layout.columns
-    base = torch.arange(side * side)  # (patches,)
-    tiles = side * side + torch.arange(rows * columns * side * side).view(rows, columns, side, side)
-    raster = tiles.transpose(1, 2).reshape(rows * side, columns * side)
-    left, top = layout.padding(side)
-    unpadded = raster[top : len(raster) - top, left : raster.shape[1] - left]
-    newlines = torch.full((len(unpadded), 1), NEWLINE_INDEX)
-    return torch.cat([base, torch.cat([unpadded, newlines], dim=1).flatten()])  # (image tokens,)
+    base = torch.arange(patches_per_side * patches_per_side)  # (patches,)
+    columns, rows = layout.grid(patches_per_side)
+    if (columns, rows) == layout.raster(patches_per_side):
+        cells = raster_patches(layout, patches_per_side)  # (rows, columns)
+    else:
+        cells = len(base) + torch.arange(rows * columns).view(rows, columns)
+    newlines = torch.full((rows, 1), NEWLINE_INDEX)
+    return torch.cat([base, torch.cat([cells, newlines], dim=1).flatten()])  # (image tokens,)

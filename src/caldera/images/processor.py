@@ -1,5 +1,6 @@
 """Image processor: from an RGB image to the input pixels of the vision tower."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -10,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from caldera.images.anyres import (
+    ONE_OF_SEVERAL,
     SINGLE_VIEW,
     ImageAspect,
     Size,
@@ -47,6 +49,11 @@ class ImageProcessor:
     pinpoints: tuple[Size, ...] = ()
     """Sizes of the canvases of `anyres`; empty for other aspects."""
 
+    anyres_max: int | None = None
+    """LLaVA-OneVision's limit of `anyres`, 9 in `anyres_max_9`: the tokens of more tiles are scaled down to those of as
+    many. Each of several images in a conversation then is one view, padded to a square with the mean color. None is
+    LLaVA-NeXT's anyres: no image is scaled down, and each of several has tiles."""
+
     resample: int = Image.Resampling.BICUBIC
 
     resize_shortest_edge: int | None = None
@@ -59,6 +66,8 @@ class ImageProcessor:
         """Check the pinpoints."""
         if (self.aspect == "anyres") != bool(self.pinpoints):
             raise ValueError(f"aspect {self.aspect} with the pinpoints {self.pinpoints}")
+        if self.anyres_max is not None and (self.aspect != "anyres" or self.anyres_max < 1):
+            raise ValueError(f"aspect {self.aspect} with anyres_max {self.anyres_max}")
         for pinpoint in self.pinpoints:
             if any(length % self.side or length < self.side for length in pinpoint):
                 raise ValueError(
@@ -69,18 +78,37 @@ class ImageProcessor:
                     f"the pinpoint {pinpoint} has {tiles:,} tiles, over the limit of {MAX_TILES}"
                 )
 
-    def with_aspect(self, aspect: ImageAspect, pinpoints: tuple[Size, ...] = ()) -> Self:
+    def with_aspect(
+        self, aspect: ImageAspect, pinpoints: tuple[Size, ...] = (), anyres_max: int | None = None
+    ) -> Self:
         """Return a processor with another aspect; the views of `anyres` have the tower's size without a crop."""
-        changed = replace(self, aspect=aspect, pinpoints=pinpoints)
+        changed = replace(self, aspect=aspect, pinpoints=pinpoints, anyres_max=anyres_max)
         if aspect != "anyres":
             return changed
         return replace(changed, resize_shortest_edge=None, resize_without_crop=False)
 
-    def layout(self, path: Path, decoding: DecodingConfig = DEFAULT_DECODING) -> TileLayout:
-        """Return the layout of the image at `path`; only `anyres` reads the file."""
-        if self.aspect != "anyres":
-            return SINGLE_VIEW
-        return choose_layout(image_size(path, decoding), self.pinpoints, self.side)
+    def layout(self, size: Size, *, several: bool = False) -> TileLayout:
+        """Return the layout of an image, which may be one of several in its conversation."""
+        if not self.uses_tiles(several=several):
+            return ONE_OF_SEVERAL if self.aspect == "anyres" else SINGLE_VIEW
+        return choose_layout(size, self.pinpoints, self.side, self.anyres_max)
+
+    def layouts(
+        self, paths: Sequence[Path], decoding: DecodingConfig = DEFAULT_DECODING
+    ) -> tuple[TileLayout, ...]:
+        """Return the layouts of all images of a conversation; the files are read only if their sizes count.
+
+        Raises:
+            ImageError: The size of an image counts, but cannot be read.
+        """
+        several = len(paths) > 1
+        if not self.uses_tiles(several=several):
+            return (self.layout((1, 1), several=several),) * len(paths)
+        return tuple(self.layout(image_size(path, decoding), several=several) for path in paths)
+
+    def uses_tiles(self, *, several: bool) -> bool:
+        """Return whether images have tiles, in a conversation with one image or with several."""
+        return self.aspect == "anyres" and (self.anyres_max is None or not several)
 
     @property
     def _edge(self) -> int:
@@ -89,20 +117,24 @@ class ImageProcessor:
             return self.side
         return self.resize_shortest_edge
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        """Return the normalized pixels of all views of an RGB image, (views, channels, side, side)."""
-        return torch.stack([self._normalize(view) for view in self._crop_views(image)])
+    def __call__(self, image: Image.Image, layout: TileLayout | None = None) -> Tensor:
+        """Return the normalized pixels of all views of an RGB image, (views, channels, side, side).
 
-    def _crop_views(self, image: Image.Image) -> list[Image.Image]:
+        Args:
+            image: The image.
+            layout: Its layout; None for the only image of a conversation.
+        """
+        layout = layout or self.layout(image.size)
+        return torch.stack([self._normalize(view) for view in self._crop_views(image, layout)])
+
+    def _crop_views(self, image: Image.Image, layout: TileLayout) -> list[Image.Image]:
         """Return the square views of an image."""
-        match self.aspect:
-            case "square":
-                return [self._resize_and_crop(image)]
-            case "pad":
-                return [self._resize_and_crop(self._pad_and_resize(image))]
-            case "anyres":
-                base = image.resize((self.side, self.side), Image.Resampling(self.resample))
-                return [base, *self._tiles(image)]
+        if layout.views > 1:
+            base = image.resize((self.side, self.side), Image.Resampling(self.resample))
+            return [base, *self._tiles(image)]
+        if self.aspect == "square":
+            return [self._resize_and_crop(image)]
+        return [self._resize_and_crop(self._pad_and_resize(image))]
 
     def _normalize(self, view: Image.Image) -> Tensor:
         """Return the normalized pixels of a view, (channels, side, side)."""

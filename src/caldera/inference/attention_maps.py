@@ -22,6 +22,7 @@ from caldera.images.anyres import (
     choose_pinpoint,
     fit_within,
     image_token_order,
+    raster_patches,
 )
 from caldera.images.processor import ImageProcessor
 from caldera.inference.detokenizer import REPLACEMENT
@@ -49,9 +50,11 @@ def token_boxes(
     )  # (views * patches, 4)
     no_box = torch.zeros(1, 4)
     if layout.views == 1:
-        return torch.cat([no_box.expand(tower.tokens_per_view - tower.patches, 4), patches])
+        prefix = no_box.expand(tower.tokens_per_view - tower.patches, 4)
+        return torch.cat([prefix, patches, no_box[: layout.newline]])
     order = image_token_order(layout, tower.patches_per_side)  # (image tokens,)
-    return torch.cat([patches, no_box])[torch.where(order == NEWLINE_INDEX, len(patches), order)]
+    cells = _scale_boxes(patches, layout, tower.patches_per_side)
+    return torch.cat([cells, no_box])[torch.where(order == NEWLINE_INDEX, len(cells), order)]
 
 
 def view_boxes(size: Size, layout: TileLayout, processor: ImageProcessor) -> list[Box]:
@@ -59,10 +62,10 @@ def view_boxes(size: Size, layout: TileLayout, processor: ImageProcessor) -> lis
     match processor.aspect:
         case "square":
             return [_square(size, processor)]
-        case "pad":
-            return [_padded(size, processor)]
-        case "anyres":
+        case "anyres" if layout.views > 1:
             return [_FULL_IMAGE, *_tiles(size, layout, processor)]
+        case _:
+            return [_padded(size, processor)]
 
 
 def rasterize(weights: Tensor, boxes: Tensor, grid: Size) -> Tensor:
@@ -98,6 +101,28 @@ def _patches(view: Box, cells: int) -> Tensor:
     )
     boxes = torch.stack([lefts, tops, lefts + width, tops + height], dim=-1)
     return boxes.flatten(0, 1)
+
+
+def _scale_boxes(patches: Tensor, layout: TileLayout, patches_per_side: int) -> Tensor:
+    """Return the boxes of an image's patches, (patches, 4), with those of its tiles scaled down as its tokens are."""
+    columns, rows = layout.grid(patches_per_side)
+    if (columns, rows) == layout.raster(patches_per_side):
+        return patches
+    raster = patches[raster_patches(layout, patches_per_side)]  # (raster rows, raster columns, 4)
+    across = _scale_edges(raster[0, :, 0], raster[0, -1, 2], columns)
+    down = _scale_edges(raster[:, 0, 1], raster[-1, 0, 3], rows)
+    tops, lefts = torch.meshgrid(down[:-1], across[:-1], indexing="ij")
+    bottoms, rights = torch.meshgrid(down[1:], across[1:], indexing="ij")
+    scaled = torch.stack([lefts, tops, rights, bottoms], dim=-1)  # (rows, columns, 4)
+    return torch.cat([patches[: patches_per_side**2], scaled.flatten(0, 1)])
+
+
+def _scale_edges(starts: Tensor, end: Tensor, cells: int) -> Tensor:
+    """Return the edges of fewer cells, (cells + 1,), between the same outer edges."""
+    edges = torch.cat([starts, end.unsqueeze(0)])
+    positions = torch.arange(cells + 1) * (len(starts) / cells)
+    before = positions.long().clamp(max=len(starts) - 1)
+    return torch.lerp(edges[before], edges[before + 1], positions - before)
 
 
 def _square(size: Size, processor: ImageProcessor) -> Box:

@@ -187,9 +187,9 @@ class Engine(AbstractContextManager["Engine"]):
         """Maximum tokens of prompt and answer together; None if the model states no limit."""
         return self._assistant.model.context_length
 
-    def prepare_image(self, image: Image.Image) -> ProcessedImage:
-        """Preprocess a decoded RGB image. Thread-safe."""
-        return process_image(image, self._assistant.processor)
+    def prepare_image(self, image: Image.Image, *, several: bool | None = None) -> ProcessedImage:
+        """Preprocess a decoded RGB image; `several` is as for `process_image`. Thread-safe."""
+        return process_image(image, self._assistant.processor, several=several)
 
     def encode_views(self, pixels: Tensor) -> Tensor:
         """Return the vision tower's features of views, (views, patches, vision width), on the CPU. Thread-safe."""

@@ -77,8 +77,8 @@ class LikelihoodScorer:
         device = model.projector.layers[0].weight.device
         ids, mask = _pad_left(prompts, self._assistant.tokenizer.pad_token_id)
         ids, mask = ids.to(device), mask.to(device)  # (rows, tokens)
-        images = self._images([path for prompt in prompts for path in prompt.images])
         layouts = [layout for prompt in prompts for layout in prompt.layouts]
+        images = self._images([path for prompt in prompts for path in prompt.images], layouts)
         longest = max(scored.num_tokens for scored in continuations)
         logits = model.language(
             inputs_embeds=model.embed(ids, images.to(device), layouts),

@@ -16,7 +16,7 @@ from torch import Tensor
 from caldera.batches.image_sources import ImageSource
 from caldera.conversation import IMAGE_PLACEHOLDER, Conversation, Turn
 from caldera.errors import UsageError
-from caldera.images.anyres import SINGLE_VIEW, Size, TileLayout, choose_layout
+from caldera.images.anyres import Size, TileLayout
 from caldera.images.processor import ImageProcessor
 from caldera.inference.sampling import SamplingParams
 from caldera.model.bundle import LlavaBundle
@@ -40,6 +40,9 @@ class ProcessedImage:
 
     size: Size
     """Width and height of the original image in pixels."""
+
+    one_of_several: "ProcessedImage | None" = None
+    """The image as it is processed for a conversation with several; None if that is the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,28 +79,42 @@ class FilePrompt:
             ImageError: An image cannot be used.
         """
         images = [
-            ProcessedImage(str(path), source([path]), layout, (0, 0))
+            ProcessedImage(f"{path} {layout.newline}", source([path], [layout]), layout, (0, 0))
             for path, layout in zip(self.images, self.layouts, strict=True)
         ]
         return Prompt(self.ids, tuple(images), self.starts)
 
 
-def process_image(image: Image.Image, processor: ImageProcessor) -> ProcessedImage:
+def process_image(
+    image: Image.Image, processor: ImageProcessor, *, several: bool | None = None
+) -> ProcessedImage:
     """Preprocess an RGB image, upright and without transparency.
+
+    Args:
+        image: The image.
+        processor: Preprocesses it.
+        several: Whether its conversation has several images; None if it may get more, so that both forms are needed.
 
     Raises:
         ValueError: The image has another mode, in which equal bytes need not be equal images.
     """
     if image.mode != "RGB":
         raise ValueError(f"the image has mode {image.mode}; convert it to RGB first")
+    layout = processor.layout(image.size, several=several is True)
+    other = processor.layout(image.size, several=several is not False)
+    processed = _process(image, processor, layout)
+    if other == layout:
+        return processed
+    return replace(processed, one_of_several=_process(image, processor, other))
+
+
+def _process(image: Image.Image, processor: ImageProcessor, layout: TileLayout) -> ProcessedImage:
+    """Preprocess an image in one layout."""
     width, height = image.size
-    header = f"{image.mode} {width}x{height} {processor!r}\n"
+    header = f"{image.mode} {width}x{height} {processor!r} {layout!r}\n"
     digest = hashlib.sha256(header.encode())
     digest.update(image.tobytes())
-    layout = SINGLE_VIEW
-    if processor.aspect == "anyres":
-        layout = choose_layout(image.size, processor.pinpoints, processor.side)
-    return ProcessedImage(digest.hexdigest(), processor(image), layout, image.size)
+    return ProcessedImage(digest.hexdigest(), processor(image, layout), layout, image.size)
 
 
 class PromptBuilder:
@@ -167,6 +184,8 @@ class PromptBuilder:
 
     def _prompt(self, encoded: EncodedConversation, images: Sequence[ProcessedImage]) -> Prompt:
         """Expand the slots of processed images."""
+        if len(images) > 1:
+            images = [image.one_of_several or image for image in images]
         ids, starts = self._expand_slots(encoded, [image.layout for image in images])
         return Prompt(ids, tuple(images), starts)
 

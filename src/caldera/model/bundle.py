@@ -36,6 +36,9 @@ class ModelMetadata(BaseModel):
     pinpoints: tuple[Size, ...] = ()
     """Sizes, (width, height), of the canvases that `anyres` cuts into tiles; empty for the other aspects."""
 
+    anyres_max: int | None = Field(None, ge=1)
+    """Tiles of `anyres` to whose number of tokens an image is scaled down, as in `ImageProcessor`."""
+
     template: str = "vicuna_v1"
     """Chat template."""
 
@@ -56,6 +59,8 @@ class ModelMetadata(BaseModel):
         """Check that `anyres` has pinpoints, and no other aspect."""
         if (self.image_aspect == "anyres") != bool(self.pinpoints):
             raise ValueError("pinpoints go with the aspect 'anyres', and it needs some")
+        if self.image_aspect != "anyres" and self.anyres_max is not None:
+            raise ValueError("anyres_max goes with the aspect 'anyres'")
         if self.image_aspect == "anyres" and self.feature_select != "patch":
             raise ValueError(
                 "the aspect 'anyres' supports patches only; feature_select must be 'patch'"
@@ -73,12 +78,12 @@ class LlavaBundle:
     card: ModelMetadata
 
     def layouts(self, paths: Iterable[Path]) -> tuple[TileLayout, ...]:
-        """Return the tile layout of each image.
+        """Return the tile layout of each image of a conversation.
 
         Raises:
             ImageError: The layout depends on the size of an image that cannot be read.
         """
-        return tuple(self.processor.layout(path) for path in paths)
+        return self.processor.layouts(tuple(paths))
 
     def image_tokens(self, layouts: Iterable[TileLayout]) -> list[int]:
         """Return the number of tokens of each image."""

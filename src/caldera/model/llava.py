@@ -8,14 +8,20 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, interpolate
 from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from caldera.batches.packing import Batch
 from caldera.errors import ModelFormatError
-from caldera.images.anyres import NEWLINE_INDEX, TileLayout, count_tokens, image_token_order
+from caldera.images.anyres import (
+    NEWLINE_INDEX,
+    TileLayout,
+    count_tokens,
+    image_token_order,
+    raster_patches,
+)
 from caldera.model.batch_layout import BatchLayout, choose_batch_layout, run_language_model
 from caldera.model.fast_norms import replace_norms
 from caldera.model.projector import Projector
@@ -128,7 +134,7 @@ class Llava(nn.Module):
     def count_tokens(self, layout: TileLayout) -> int:
         """Return the number of image tokens of an image with a tile layout."""
         if layout.views == 1:
-            return self.vision.tokens_per_view
+            return self.vision.tokens_per_view + layout.newline
         return count_tokens(layout, self.vision.patches_per_side)
 
     @property
@@ -182,25 +188,47 @@ def order_image_tokens(
         newline: Embedding at the end of each row of tiles, (width,); None for models without tiles.
 
     Raises:
-        ValueError: The number of views differs from the layouts, or images have tiles but the model has no newline.
+        ValueError: The number of views differs from the layouts, or a layout has newlines but the model has none.
     """
-    views = sum(layout.views for layout in layouts)
-    if views != len(patches):
-        raise ValueError(f"the images have {views} views but {len(patches)} arrived")
-    flat = patches.flatten(0, 1)  # (views * patches, width)
-    if all(layout.views == 1 for layout in layouts):
-        return flat
+    num_views = [layout.views for layout in layouts]
+    if sum(num_views) != len(patches):
+        raise ValueError(f"the images have {sum(num_views)} views but {len(patches)} arrived")
+    if all(layout.views == 1 and not layout.newline for layout in layouts):
+        return patches.flatten(0, 1)  # (views * patches, width)
     if newline is None:
         raise ValueError("images have tiles, but the model has no newline embedding for them")
     per_view = patches.shape[1]
     side = round(per_view**0.5)
-    orders, start = [], 0
-    for layout in layouts:
-        order = torch.arange(per_view) if layout.views == 1 else image_token_order(layout, side)
-        orders.append(torch.where(order == NEWLINE_INDEX, len(flat), order + start))
-        start += layout.views * per_view
-    indices = torch.cat(orders).to(flat.device)  # (image tokens,)
-    return torch.cat([flat, newline.to(flat.dtype).unsqueeze(0)])[indices]
+    cells, orders, start = [], [], 0
+    for views, layout in zip(patches.split(num_views), layouts, strict=True):
+        if layout.views == 1:
+            order = torch.tensor([*range(per_view), *[NEWLINE_INDEX] * layout.newline])
+        else:
+            order = image_token_order(layout, side)
+        cells.append(_scale_tiles(views, layout, side))  # (cells, width)
+        orders.append(torch.where(order == NEWLINE_INDEX, NEWLINE_INDEX, order + start))
+        start += len(cells[-1])
+    # The newline is the last row, at index -1.
+    table = torch.cat([*cells, newline.to(patches.dtype).unsqueeze(0)])
+    return table[torch.cat(orders).to(table.device)]
+
+
+def _scale_tiles(views: Tensor, layout: TileLayout, patches_per_side: int) -> Tensor:
+    """Return an image's patches, (patches, width); where its layout limits tokens, the tiles' raster is scaled down.
+
+    Scaled bilinearly, without antialiasing, as in LLaVA-OneVision.
+    """
+    flat = views.flatten(0, 1)  # (views * patches, width)
+    columns, rows = layout.grid(patches_per_side)
+    if layout.views == 1 or (columns, rows) == layout.raster(patches_per_side):
+        return flat
+    raster = flat[raster_patches(layout, patches_per_side).to(flat.device)]
+    scaled = interpolate(
+        raster.permute(2, 0, 1).unsqueeze(0),  # (1, width, raster rows, raster columns)
+        size=(rows, columns),
+        mode="bilinear",
+    )
+    return torch.cat([views[0], scaled[0].flatten(1).T])
 
 
 def insert_image_tokens(embeddings: Tensor, image_tokens: Tensor, is_image: Tensor) -> Tensor:

@@ -24,16 +24,15 @@ import torch
 from torch import Tensor
 
 from caldera.batches.feature_store import FeatureStore
+from caldera.batches.image_checks import broken_images, truncated_images
 from caldera.batches.image_sources import (
     CachedFeatures,
     DecodedImages,
     FrozenTower,
     ImageSource,
     OnImageError,
-    broken_images,
     cache_features,
     raise_image_error,
-    truncated_images,
 )
 from caldera.batches.sampler import split_validation
 from caldera.batches.samples import Sample, SampleBuilder
@@ -47,7 +46,7 @@ from caldera.formats.lora_adapter import digest_base, save_adapter
 from caldera.formats.metadata import read_metadata
 from caldera.formats.model_folder import load_model_folder, save_model_folder
 from caldera.formats.weight_names import digest_weights
-from caldera.images.anyres import grid_pinpoints
+from caldera.images.anyres import TileLayout, grid_pinpoints
 from caldera.images.decoding import DEFAULT_DECODING, TRUNCATED_NOTE, DecodingConfig
 from caldera.interruption import deferred_signals
 from caldera.model.bundle import LlavaBundle, ModelMetadata
@@ -172,7 +171,7 @@ class TrainingJob:
             tokenizer=assistant.tokenizer,
             template=find_template(self.stage.template),
             image_token_id=assistant.model.image_token_id,
-            layout=partial(assistant.processor.layout, decoding=self.data.decoding),
+            layouts=partial(assistant.processor.layouts, decoding=self.data.decoding),
             count_tokens=assistant.model.count_tokens,
             max_length=self.stage.max_length,
             context_length=assistant.model.context_length,
@@ -222,7 +221,10 @@ class TrainingJob:
         self, assistant: LlavaBundle, samples: list[Sample]
     ) -> tuple[ImageSource, list[Sample]]:
         """Return the source of images, and the samples whose images can all be used; the others are listed."""
-        paths = list(dict.fromkeys(path for sample in samples for path in sample.images))
+        pairs = dict.fromkeys(
+            pair for sample in samples for pair in zip(sample.images, sample.layouts, strict=True)
+        )
+        paths = list(dict.fromkeys(path for path, _ in pairs))
         errors: dict[Path, InputError] = {}
         decoding = self.data.decoding
         images: ImageSource = DecodedImages(assistant.processor, decoding)
@@ -230,7 +232,8 @@ class TrainingJob:
             images = cached_tower_features(
                 assistant,
                 self.features,
-                paths,
+                [path for path, _ in pairs],
+                [layout for _, layout in pairs],
                 runtime=self.runtime,
                 decoding=decoding,
                 on_error=errors.__setitem__,
@@ -256,6 +259,7 @@ def cached_tower_features(
     assistant: LlavaBundle,
     folder: Path,
     paths: Sequence[Path],
+    layouts: Sequence[TileLayout] | None = None,
     *,
     runtime: Runtime,
     decoding: DecodingConfig = DEFAULT_DECODING,
@@ -266,7 +270,8 @@ def cached_tower_features(
     Args:
         assistant: Its vision tower encodes the images, as its processor prepares them.
         folder: Holds a store for each tower and preparation.
-        paths: Images, each once.
+        paths: Images, each once in each layout.
+        layouts: Tile layout of each image; None if each is the only image of its conversation.
         runtime: Device and precision of the tower, and progress reporting.
         decoding: Limits on the images.
         on_error: Called with each image that cannot be used; the source then lacks it.
@@ -286,6 +291,7 @@ def cached_tower_features(
     return cache_features(
         FeatureStore(folder, _store_name(assistant, compute, decoding), compute.dtype),
         paths,
+        layouts,
         tower=FrozenTower(
             assistant.processor, encode, (vision.tokens_per_view, vision.width), decoding
         ),
@@ -344,11 +350,12 @@ def _log_trainable(parts: Sequence[TrainableReport], stage: Stage) -> None:
 def _calibrate_projector(model: Llava, samples: Sequence[Sample], images: ImageSource) -> None:
     """Scale the fresh projector by the features of the first images, if there are any."""
     paths = [path for sample in samples for path in sample.images][:_CALIBRATION_IMAGES]
+    layouts = [layout for sample in samples for layout in sample.layouts][:_CALIBRATION_IMAGES]
     if not paths:
         log.info("calibrate_projector: no record has an image, the projector is unchanged")
         return
     with torch.no_grad():
-        features = model.patch_features(images(paths)).float()
+        features = model.patch_features(images(paths, layouts)).float()
     match_embedding_scale(model.projector, features, model.embedding_weight)
 
 

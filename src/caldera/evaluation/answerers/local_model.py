@@ -27,6 +27,7 @@ from caldera.evaluation.answerers.answerer import (
 from caldera.evaluation.benchmark import Item
 from caldera.formats.model_paths import find_model
 from caldera.formats.open_model import load_model
+from caldera.images.anyres import TileLayout
 from caldera.images.decoding import open_image
 from caldera.inference.engine import Engine, Request, offline_config
 from caldera.inference.likelihood import LikelihoodScorer, LogLikelihood
@@ -52,7 +53,8 @@ class ImageFeatureCache:
         self._processor = assistant.processor
         self._vision = assistant.model.vision
         self._engine = engine
-        self._features: dict[Path, Tensor] = {}
+        self._features: dict[tuple[Path, bool], Tensor] = {}
+        """Features by path and whether the image is one of several."""
 
     @property
     def capacity(self) -> int:
@@ -63,26 +65,29 @@ class ImageFeatureCache:
         values = views * self._vision.tokens_per_view * self._vision.width
         return max(1, MAX_BYTES // (values * _BYTES_PER_VALUE))
 
-    def encode(self, paths: Sequence[Path]) -> None:
+    def encode(self, paths: Sequence[Path], layouts: Sequence[TileLayout]) -> None:
         """Encode the images that are not cached yet.
 
         Raises:
             ImageError: An image cannot be used.
         """
-        for path in paths:
-            if path not in self._features:
-                pixels = self._processor(open_image(path))  # (views, channels, height, width)
-                self._features[path] = self._engine.encode_views(pixels)
+        for path, layout in zip(paths, layouts, strict=True):
+            if (path, layout.newline) not in self._features:
+                pixels = self._processor(open_image(path), layout)  # (views, channels, side, side)
+                self._features[path, layout.newline] = self._engine.encode_views(pixels)
 
     def clear(self) -> None:
         """Release all features."""
         self._features.clear()
 
-    def __call__(self, paths: Sequence[Path]) -> Tensor:
+    def __call__(
+        self, paths: Sequence[Path], layouts: Sequence[TileLayout] | None = None
+    ) -> Tensor:
         """Return features of encoded images, (views, patches, vision width)."""
         if not paths:
             return torch.zeros(0, self._vision.tokens_per_view, self._vision.width)
-        return torch.cat([self._features[path] for path in paths])
+        newlines = [layout.newline for layout in layouts] if layouts else [False] * len(paths)
+        return torch.cat([self._features[image] for image in zip(paths, newlines, strict=True)])
 
 
 def split_by_images(items: Sequence[PreparedItem], capacity: int) -> Iterator[list[PreparedItem]]:
@@ -216,7 +221,7 @@ class LocalModelAnswerer:
         for prepared in batch:
             item, prompt = prepared.item, _prompt(prepared)
             try:
-                features.encode(prompt.images)
+                features.encode(prompt.images, prompt.layouts)
                 if item.choices and self._config.choice_method != "generation":
                     answers.append(self._choose_option(engine, prepared, features))
                 else:

@@ -33,7 +33,7 @@ class Caldera:
         """Run all stages from a decoded RGB image to an answer."""
         model = self._assistant.model
         prompt = self._prompt(case)
-        pixels = self._source(prompt.images)  # (views, channels, side, side)
+        pixels = self._source(prompt.images, prompt.layouts)  # (views, channels, side, side)
         features = model.patch_features(pixels)  # (views, patches, vision width)
         projected = model.projector(features)  # (views, patches, width)
         return StageOutputs(
@@ -56,7 +56,7 @@ class Caldera:
         """Return the logits at every position of a prompt and the start of its answer, (tokens, vocabulary)."""
         model = self._assistant.model
         ids = torch.tensor([[*prompt.ids, *answer]])
-        embedded = model.embed(ids, self._source(prompt.images), prompt.layouts)
+        embedded = model.embed(ids, self._source(prompt.images, prompt.layouts), prompt.layouts)
         return model.language(inputs_embeds=embedded, use_cache=False).logits[0].float()
 
     @torch.inference_mode()

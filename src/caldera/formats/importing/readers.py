@@ -9,6 +9,7 @@ import torch
 from caldera.errors import ModelFormatError, UnknownNameError, UsageError
 from caldera.formats import weight_names
 from caldera.formats.config import read_config, sub_config
+from caldera.formats.importing.llava_hf import read_llava_hf
 from caldera.formats.importing.request import ImportRequest
 from caldera.formats.importing.sources import (
     SourceModel,
@@ -16,7 +17,6 @@ from caldera.formats.importing.sources import (
     build_metadata,
     detect_projector,
     join_original,
-    read_llava_hf,
     read_tower,
     resolve_aspect,
     resolve_vision_tower,

@@ -7,8 +7,6 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 from transformers import (
-    LlavaConfig,
-    LlavaNextConfig,
     PretrainedConfig,
     PreTrainedTokenizerFast,
 )
@@ -17,36 +15,26 @@ from caldera.errors import (
     ModelFormatError,
     UsageError,
     describe_validation_error,
-    shorten_value,
 )
 from caldera.formats import weight_names
 from caldera.formats.assemble import CONTRASTIVE_MODELS
-from caldera.formats.chat_template import require_known_template
 from caldera.formats.config import (
-    CONFIG_ERRORS,
-    accept_old_keys,
-    error_line,
     read_config,
     sub_config,
 )
 from caldera.formats.image_processor import load_processor
-from caldera.formats.model_folder import build_on_meta
 from caldera.formats.original.config import (
     OriginalSettings,
     known_tower,
-    parse_pinpoints,
     tower_difference,
 )
 from caldera.formats.safetensors_files import LazyWeight
-from caldera.formats.tokenizer import load_tokenizer
-from caldera.formats.transformers_config import pinpoints_from_disk
 from caldera.formats.weight_files import Source, read_folder
 from caldera.formats.weight_merging import grow_embeddings
 from caldera.formats.weight_names import PROJECTOR, VISION
-from caldera.images.anyres import ImageAspect
+from caldera.images.anyres import ImageAspect, parse_anyres_max
 from caldera.images.processor import ImageProcessor
 from caldera.model.bundle import ModelMetadata
-from caldera.model.vision_tower import FeatureSelect
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +83,7 @@ def build_metadata(
         source: Path for messages.
         projector: Name of the projector's kind.
         template: Name of the chat template.
-        aspect: How images that are not square are prepared.
+        aspect: How images that are not square are prepared: an aspect, or `anyres_max_N` with its limit.
         vision_feature_layer: Hidden state of the vision tower that is projected.
         feature_select: Whether the features include the class token.
         pinpoints: (width, height) of the canvases of tiles, for `anyres`.
@@ -103,10 +91,13 @@ def build_metadata(
     Raises:
         ModelFormatError: caldera does not support a value.
     """
+    anyres_max = parse_anyres_max(aspect)
+    aspect = "anyres" if anyres_max else aspect
     if aspect not in get_args(ImageAspect):
-        supported = ", ".join(get_args(ImageAspect))
+        supported = ", ".join((*get_args(ImageAspect), "anyres_max_N"))
         raise ModelFormatError(f"{source} has the image aspect {aspect!r}; known: {supported}")
-    settings: dict[str, Any] = {"pinpoints": pinpoints} if aspect == "anyres" else {}
+    tiles = {"pinpoints": pinpoints, "anyres_max": anyres_max}
+    settings: dict[str, Any] = tiles if aspect == "anyres" else {}
     try:
         return ModelMetadata(
             projector=projector,
@@ -128,7 +119,7 @@ def resolve_aspect(source: Path, stored: str, requested: str | None) -> str:
     """
     if requested in (None, stored):
         return stored
-    if "anyres" in (stored, requested):
+    if stored.startswith("anyres") or requested == "anyres":
         raise UsageError(
             f"{source} has the image aspect {stored!r}, and --aspect can only choose between square and pad; to train "
             f"such a model, run a stage with --set aspect={requested}"
@@ -145,7 +136,7 @@ def with_metadata_aspect(
         ModelFormatError: The model's canvases do not divide into the tower's tiles.
     """
     try:
-        return processor.with_aspect(metadata.image_aspect, metadata.pinpoints)
+        return processor.with_aspect(metadata.image_aspect, metadata.pinpoints, metadata.anyres_max)
     except ValueError as error:
         raise ModelFormatError(f"{source}: {error}") from None
 
@@ -176,109 +167,6 @@ def vision_config(folder: Path) -> PretrainedConfig:
         tower = {"model_type": getattr(model_class.config_class, "model_type", "")}
         config = tower | (inner if isinstance(inner, dict) else {})
     return sub_config({"vision_config": config}, "vision_config", folder / "config.json")
-
-
-def read_llava_hf(folder: Path, template: str | None, aspect: str | None) -> SourceModel:
-    """Read a llava-hf folder, LLaVA's or LLaVA-NeXT's, with classic names or those of transformers 5.
-
-    Args:
-        folder: The folder.
-        template: Name of the chat template; the one that the folder's own equals if None.
-        aspect: How images that are not square are prepared; as in the folder if None.
-
-    Raises:
-        ModelFormatError: It is broken or not supported, or its chat template equals no known one.
-    """
-    file = folder / "config.json"
-    settings = read_config(folder)
-    config = _llava_hf_config(settings, file)
-    tiled = settings["model_type"] == "llava_next"
-    tokenizer = load_tokenizer(folder)
-    template = template or require_known_template(folder, tokenizer)
-    tokenizer.chat_template = None  # a program in the folder; caldera writes its own
-    source = read_folder(folder)
-    metadata = build_metadata(
-        folder,
-        projector="mlp2x_gelu",
-        template=template,
-        aspect=resolve_aspect(folder, "anyres" if tiled else load_processor(folder).aspect, aspect),
-        vision_feature_layer=config.vision_feature_layer,
-        pinpoints=pinpoints_from_disk(parse_pinpoints(config.image_grid_pinpoints, file))
-        if tiled
-        else (),
-    )
-    processor = load_processor(folder, metadata)
-    model = build_on_meta(
-        config.vision_config, config.text_config, tokenizer, processor, metadata
-    ).model
-    if model.image_token_id != config.image_token_index:
-        raise ModelFormatError(
-            f"{file} has image token {config.image_token_index}, its tokenizer {model.image_token_id}; they must agree"
-        )
-    feature_select = _feature_selection(
-        config.vision_feature_select_strategy, model.vision.num_prefix_tokens, file, tiled=tiled
-    )
-    metadata = metadata.model_copy(update={"feature_select": feature_select})
-    notes: tuple[str, ...] = ()
-    if metadata.image_aspect == "square" and aspect is None:
-        notes = (
-            "its processor crops images to a square; LLaVA-1.5 was trained on padded ones, which caldera import "
-            "--aspect pad sets",
-        )
-    weights = weight_names.rename_weights(source.weights, weight_names.from_llava_hf, folder)
-    towers = (config.vision_config, config.text_config)
-    files = {"source": source.files}
-    return SourceModel(*towers, tokenizer, processor, metadata, weights, files, notes)
-
-
-def _feature_selection(
-    strategy: str, num_prefix_tokens: int, file: Path, *, tiled: bool
-) -> FeatureSelect:
-    """Return which features of a tower transformers projects; raise ModelFormatError if caldera cannot."""
-    if strategy == "default" and not num_prefix_tokens:
-        raise ModelFormatError(
-            f"{file} has vision_feature_select_strategy 'default', which drops the first patch of a tower without a "
-            "class token; not supported"
-        )
-    keeps_class_token = strategy == "full" and num_prefix_tokens > 0
-    if keeps_class_token and tiled:
-        raise ModelFormatError(
-            f"{file} has vision_feature_select_strategy 'full', which keeps the class token of every tile; not "
-            "supported"
-        )
-    return "cls_patch" if keeps_class_token else "patch"
-
-
-def _llava_hf_config(settings: dict[str, Any], file: Path) -> Any:  # noqa: ANN401 - its parts' types are unions
-    """Parse a llava-hf config, with transformers' own defaults."""
-    supported: dict[str, tuple[object, ...]] = {
-        "projector_hidden_act": (None, "gelu"),
-        "multimodal_projector_bias": (None, True),
-        "vision_feature_select_strategy": (None, "default", "full"),
-        "quantization_config": (None,),
-    }
-    for name, values in supported.items():
-        if settings.get(name) not in values:
-            value = shorten_value(settings[name])
-            raise ModelFormatError(f"{file} has {name} {value}, which is not supported")
-    if type(settings.get("vision_feature_layer", -2)) is not int:
-        raise ModelFormatError(
-            f"{file} has vision_feature_layer {settings['vision_feature_layer']!r}; only a single layer is supported"
-        )
-    config_class = LlavaNextConfig if settings["model_type"] == "llava_next" else LlavaConfig
-    public = _without_private(settings)
-    for part in ("vision_config", "text_config"):
-        if isinstance(public.get(part), dict):
-            public[part] = _without_private(public[part])
-    try:
-        with accept_old_keys():
-            return config_class.from_dict(public)
-    except CONFIG_ERRORS as error:
-        raise ModelFormatError(f"{file}: {error_line(error)}") from None
-
-
-def _without_private(settings: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if not name.startswith("_")}
 
 
 def join_original(

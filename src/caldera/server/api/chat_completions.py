@@ -3,6 +3,7 @@
 import asyncio
 import random
 import time
+from functools import partial
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
@@ -80,7 +81,8 @@ async def _build_requests(
             "string_above_max_length",
         )
     try:
-        images = await service.media.load_all(urls, engine.prepare_image)
+        prepare = partial(engine.prepare_image, several=len(urls) > 1)
+        images = await service.media.load_all(urls, prepare)
         prompt = await asyncio.to_thread(engine.build_prompt, conversation, images)
     except MediaError as error:
         raise from_media_error(error) from None

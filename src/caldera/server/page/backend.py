@@ -6,6 +6,7 @@ import logging
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from PIL import Image
@@ -204,7 +205,8 @@ class PageBackend:
                 code="too_many_images",
             )
         try:
-            return await self._service.media.load_all(view.urls, engine.prepare_image)
+            prepare = partial(engine.prepare_image, several=len(view.urls) > 1)
+            return await self._service.media.load_all(view.urls, prepare)
         except MediaError as error:
             raise from_media_error(error) from None
 
