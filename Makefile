@@ -63,7 +63,15 @@ build/llama_cpp: | .venv/installed
 	@echo "Building llama.cpp from source: 4 to 10 minutes, once ..."
 	CMAKE_ARGS=-DGGML_NATIVE=OFF $(BIN)/pip wheel -qq -c constraints.txt --no-cache-dir --no-deps --wheel-dir $@ llama-cpp-python
 
-.venv/reference: .venv/installed | build/llama_cpp
+# The versions that LLaVA's own code names, for tests that run it in a second process. Newer Pythons have no wheels.
+build/transformers_4_37: | .venv/installed
+	@echo "Downloading transformers 4.37.2: 15 MB, once ..."
+	rm -rf $@.part && mkdir -p $@.part
+	$(BIN)/pip install -qq --no-deps --only-binary :all: --retries 9 --timeout 60 --target $@.part \
+		$(foreach package,transformers==4.37.2 tokenizers==0.15.1 huggingface_hub==0.36.0,"$(package); python_version < '3.13'")
+	mv $@.part $@
+
+.venv/reference: .venv/installed | build/llama_cpp build/transformers_4_37
 	@echo "Installing the reference implementations: about a minute, once ..."
 	$(INSTALL) --find-links build/llama_cpp -e '.[reference]'
 	@touch $@
