@@ -97,10 +97,48 @@ def test_empty_fields_add_no_text(folder: Path) -> None:
     assert texts(folder, "letter", "test")[0][0] == f"Is ice cold?\nA. no\nB. yes\n{LETTER_PROMPT}"
 
 
+def write(layout: str, **fields: str) -> tuple[str, str]:
+    """Return question and answer of a problem with other texts in some fields."""
+    problem, functions = Problem.model_validate(PROBLEMS["9"] | fields), parse_layout(layout)
+    return functions.question(problem), functions.answer(problem)
+
+
+def test_an_announced_reason_that_is_missing_takes_every_announcement_with_it() -> None:
+    """As in LLaVA's converter: "BECAUSE:" at the end of a text is removed, there and wherever else it occurs."""
+    assert write("QCM-ALE", lecture="", solution="")[1] == "The answer is B."
+    assert write("QCM-AE", lecture=" ")[1] == "The answer is B."
+    assert (
+        write("QCM-ALE", lecture="BECAUSE: of", solution="BECAUSE:")[1] == "The answer is B.   of"
+    )
+    assert write("QCM-ALE", lecture="", solution="S")[1] == "The answer is B. BECAUSE: S"
+    assert write("QCML-A", lecture="")[0] == "Who?\nContext: H\nOptions: (A) I (B) you"
+
+
+def test_reasons_in_the_question_measure_an_upper_bound() -> None:
+    """They follow the choices or precede them, after "BECAUSE:"."""
+    question, context, options = "Who?", "Context: H", "Options: (A) I (B) you"
+    for layout, lines in {
+        "QCML": (question, context, options, "BECAUSE: L"),
+        "QCME": (question, context, options, "BECAUSE: S"),
+        "QCMLE": (question, context, options, "BECAUSE: L S"),
+        "QCLM": (question, context, "BECAUSE: L", options),
+        "QCEM": (question, context, "BECAUSE: S", options),
+        "QCLEM": (question, context, "BECAUSE: L S", options),
+    }.items():
+        assert write(f"{layout}-A")[0] == "\n".join(lines)
+
+
+def test_texts_are_cleaned_in_the_order_of_llavas_converter() -> None:
+    """Two spaces become one before a label is removed: an answer without reasons begins with one of three spaces."""
+    assert write("QCM-LEA", lecture="", solution="")[1] == " The answer is B."
+    assert write("QCM-A", question="Question:   who?")[0].startswith(" who?\nContext: H")
+    assert write("QCM-EA", solution="Answer:  one  two")[1] == "one two The answer is B."
+
+
 def test_every_layout_of_the_table_works(folder: Path) -> None:
-    """Each of the twenty layouts has the letter in its answer; any other name is an error."""
+    """Each of the eighty layouts has the letter in its answer; any other name is an error."""
     layouts = [f"{question}-{answer}" for question in QUESTIONS for answer in ANSWERS]
-    assert len(layouts) == 20
+    assert len(layouts) == 80
     for layout in layouts:
         answers = [answer for _, answer in texts(folder, layout)]
         assert all(

@@ -2,9 +2,15 @@
 
 A layout such as `QCM-LEA` gives the order of the parts, as in ScienceQA's own code: before the hyphen question (Q),
 context (C) and choices (M); after it answer (A), lecture (L) and explanation (E). `LEPA` puts lecture and explanation
-on separate lines, then `###` and the answer. `letter` is LLaVA-1.5's layout: a choice per line, the answer a letter.
+on separate lines, then `###` and the answer. Reasons in the question, as in `QCMLE-A`, measure an upper bound. `letter`
+is LLaVA-1.5's layout: a choice per line, the answer a letter.
+
+The texts are those of LLaVA's scripts/convert_sqa_to_llava.py, with its oddities: labels are removed wherever they
+occur, an announced reason that is missing takes every "BECAUSE:" with it, and an answer without any reason may begin
+with a space.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,44 +55,59 @@ class Problem(BaseModel):
             )
         return LETTERS[self.answer]
 
-    def _labeled(self) -> tuple[str, str, str]:
-        """Return question, context and options, each after its name."""
-        options = " ".join(
-            f"({letter}) {choice}" for letter, choice in zip(LETTERS, self.choices, strict=False)
-        )
-        context = self.hint.strip() or "N/A"
-        return f"Question: {self.question}", f"Context: {context}", f"Options: {options}"
+
+Write = Callable[[Problem], str]
+"""Writes the question or the answer of a problem."""
 
 
-def _question_first(problem: Problem) -> str:
-    question, context, options = problem._labeled()
-    # Every occurrence is removed, as in LLaVA's converter.
-    return f"{question}\n{context}\n{options}".replace("Question: ", "")
+def _as_converted(write: Write, label: str) -> Write:
+    """Return a layout whose text is cleaned as by LLaVA's converter, which removes a label if it begins the text."""
+
+    def write_cleaned(problem: Problem) -> str:
+        text = write(problem).replace("  ", " ").strip()
+        if text.endswith("BECAUSE:"):
+            text = text.replace("BECAUSE:", "").strip()
+        return text.replace(label, "") if text.startswith(label) else text
+
+    return write_cleaned
 
 
-def _context_first(problem: Problem) -> str:
-    question, context, options = problem._labeled()
-    return f"{context}\n{question}\n{options}"
-
-
-def _reasons_before(*reasons: str) -> Callable[[Problem], str]:
-    """Return a layout with the answer before its reasons."""
+def _question(order: str) -> Write:
+    """Return the layout of a question, as in "QCM"."""
 
     def write(problem: Problem) -> str:
-        explanation = " ".join(getattr(problem, reason) for reason in reasons)
-        text = f"The answer is {problem.letter}." + (f" BECAUSE: {explanation}" if reasons else "")
-        # As in LLaVA's converter.
-        return text.replace("Answer: ", "")
+        choices = zip(LETTERS, problem.choices, strict=False)
+        parts = {
+            "Q": f"Question: {problem.question}",
+            "C": f"Context: {problem.hint.strip() or 'N/A'}",
+            "M": f"Options: {' '.join(f'({letter}) {choice}' for letter, choice in choices)}",
+            "L": f"BECAUSE: {problem.lecture}",
+            "E": f"BECAUSE: {problem.solution}",
+            "LE": f"BECAUSE: {problem.lecture} {problem.solution}",
+        }
+        return "\n".join(parts[part] for part in re.findall("LE|.", order))
 
     return write
 
 
-def _reasons_after(*reasons: str) -> Callable[[Problem], str]:
+def _reasons_before(*reasons: str) -> Write:
+    """Return a layout with the answer before its reasons."""
+
+    def write(problem: Problem) -> str:
+        explanation = " ".join(getattr(problem, reason) for reason in reasons)
+        return f"Answer: The answer is {problem.letter}." + (
+            f" BECAUSE: {explanation}" if reasons else ""
+        )
+
+    return write
+
+
+def _reasons_after(*reasons: str) -> Write:
     """Return a layout with the reasons before the answer."""
 
     def write(problem: Problem) -> str:
         explanation = "".join(f"{getattr(problem, reason)} " for reason in reasons)
-        return f"{explanation}The answer is {problem.letter}.".replace("Answer: ", "")
+        return f"Answer: {explanation}The answer is {problem.letter}."
 
     return write
 
@@ -98,21 +119,27 @@ def _choices_on_lines(problem: Problem) -> str:
     return f"{lecture}{solution}###\nANSWER: {problem.letter}."
 
 
-QUESTIONS: dict[str, Callable[[Problem], str]] = {"QCM": _question_first, "CQM": _context_first}
+QUESTIONS: dict[str, Write] = {
+    order: _as_converted(_question(order), "Question: ")
+    for order in ("QCM", "CQM", "QCML", "QCME", "QCMLE", "QCLM", "QCEM", "QCLEM")
+}
 """Layouts of questions."""
 
-ANSWERS: dict[str, Callable[[Problem], str]] = {
-    "A": _reasons_before(),
-    "ALE": _reasons_before("lecture", "solution"),
-    "AEL": _reasons_before("solution", "lecture"),
-    # ScienceQA's own code swaps these two.
-    "AL": _reasons_before("solution"),
-    "AE": _reasons_before("lecture"),
-    "LA": _reasons_after("lecture"),
-    "EA": _reasons_after("solution"),
-    "LEA": _reasons_after("lecture", "solution"),
-    "ELA": _reasons_after("solution", "lecture"),
-    "LEPA": _choices_on_lines,
+ANSWERS: dict[str, Write] = {
+    order: _as_converted(write, "Answer: ")
+    for order, write in {
+        "A": _reasons_before(),
+        "ALE": _reasons_before("lecture", "solution"),
+        "AEL": _reasons_before("solution", "lecture"),
+        # ScienceQA's own code swaps these two.
+        "AL": _reasons_before("solution"),
+        "AE": _reasons_before("lecture"),
+        "LA": _reasons_after("lecture"),
+        "EA": _reasons_after("solution"),
+        "LEA": _reasons_after("lecture", "solution"),
+        "ELA": _reasons_after("solution", "lecture"),
+        "LEPA": _choices_on_lines,
+    }.items()
 }
 """Layouts of answers."""
 
@@ -121,25 +148,26 @@ ANSWERS: dict[str, Callable[[Problem], str]] = {
 class PromptLayout:
     """Layout of a problem's question and answer."""
 
-    question: Callable[[Problem], str]
-    answer: Callable[[Problem], str]
+    question: Write
+    answer: Write
     image_first: bool = False
     """Whether the image precedes the text, as in LLaVA-1.5's file, or follows it, as in LLaVA's."""
 
 
 def _letter_layout(problem: Problem) -> str:
-    """Return the question with each choice on a line, and no label except that of the context."""
+    """Return the question with a choice on each line and the request for a letter; only the context has a label."""
     context = [f"Context: {problem.hint.strip()}"] if problem.hint.strip() else []
     choices = zip(LETTERS, problem.choices, strict=False)
     options = [f"{letter}. {choice}" for letter, choice in choices]
-    return "\n".join((*context, problem.question, *options))
+    lines = (*context, problem.question, *options, LETTER_PROMPT)
+    return "\n".join(lines).replace("  ", " ").strip()
 
 
 def parse_layout(name: str) -> PromptLayout:
     """Return the layout called exactly `name`: `QCM-LEA` and the like, or `letter`."""
     if name == "letter":
         return PromptLayout(
-            lambda problem: f"{_letter_layout(problem)}\n{LETTER_PROMPT}",
+            _letter_layout,
             lambda problem: problem.letter,
             image_first=True,
         )
@@ -196,10 +224,8 @@ def _problem(problems: dict[str, Any], identity: object) -> Problem:
 def _conversation(
     identity: str, problem: Problem, layout: PromptLayout, resolve_image: ResolveImage
 ) -> Conversation:
-    """Return a problem as a conversation; in each text two spaces become one, and the ends are stripped."""
-    question, answer = (
-        write(problem).replace("  ", " ").strip() for write in (layout.question, layout.answer)
-    )
+    """Return a problem as a conversation."""
+    question, answer = layout.question(problem), layout.answer(problem)
     parts: tuple[str | ImageRef, ...] = (question,)
     if problem.image:
         name = f"{identity}/{problem.image}"

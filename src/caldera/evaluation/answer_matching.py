@@ -66,31 +66,39 @@ def match_answers(
     path: Path,
     question_of: Callable[[str], str] = extract_question,
 ) -> dict[str, str]:
-    """Return the texts of the answers in a file by item id; ids of no item are kept, for the caller's check.
+    """Return the texts of the answers in a file by item id; raises as `match_records` does."""
+    return texts_by_id(match_records(records, items, path, question_of), path)
+
+
+def match_records(
+    records: Sequence[AnswerRecord],
+    items: Sequence["Item"],
+    path: Path,
+    question_of: Callable[[str], str] = extract_question,
+) -> list[AnswerRecord]:
+    """Return the records of a file under the ids of their items; ids of no item are kept, for the caller's check.
 
     Raises:
-        InputError: Ids are missing or repeated, the questions are others than those of the items, or some answers match
-            no question or several.
+        InputError: The questions are others than those of the items, or some records match no question or several.
     """
     matcher = _Matcher(items, question_of)
     records_by_id = _without_other_splits(_with_best_ids(records, matcher.items), matcher.items)
     num_known = sum(record.id in matcher.items for record in records_by_id)
     ids_agree = num_known > 0 and matcher.questions_agree(records_by_id)
     if ids_agree and 2 * num_known >= len(records_by_id):
-        return texts_by_id(records_by_id, path)
+        return records_by_id
     if matcher.is_in_order(records):
-        in_order = zip(records, items, strict=True)
-        return texts_by_id([replace(record, id=item.id) for record, item in in_order], path)
+        return [replace(record, id=item.id) for record, item in zip(records, items, strict=True)]
     matched = matcher.by_content(records, path)
     if matched is not None:
-        return texts_by_id(matched, path)
+        return matched
     if num_known and not ids_agree:
         record = next(record for record in records_by_id if record.id in matcher.items)
         raise InputError(
             f"{record.location} answers {question_of(record.prompt)[:60]!r}, but question {record.id} is "
             f"{question_of(matcher.texts[record.id])[:60]!r}; are these the files of one split?"
         )
-    return texts_by_id(records_by_id, path)
+    return records_by_id
 
 
 def _with_best_ids(

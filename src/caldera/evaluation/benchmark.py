@@ -120,7 +120,8 @@ class ScoredItems:
     score_answers: Callable[[Sequence[Item], Mapping[str, str]], Score]
     """Scores answers by item id; each item has one."""
 
-    max_new_tokens: int = 16
+    max_new_tokens: int = 128
+    """The default is that of LLaVA's model_vqa_loader.py."""
 
     def score(self, answers: Mapping[str, str]) -> Score:
         """Check that the answers are those to the items, and score them."""

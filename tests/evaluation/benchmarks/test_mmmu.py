@@ -8,6 +8,7 @@ import pytest
 from caldera.errors import InputError
 from caldera.evaluation.benchmark import Sources
 from caldera.evaluation.benchmarks.mmmu import DISCIPLINES, MMMU
+from caldera.instructions.request_phrases import LETTER_PROMPT
 from tests.evaluation.benchmarks.official import score_texts
 
 
@@ -37,7 +38,7 @@ def test_scores_are_by_subject_and_discipline(tmp_path: Path) -> None:
 
 
 def test_prompts_have_options_and_images(tmp_path: Path) -> None:
-    """Options may be Python list literals; each image tag adds an image."""
+    """Options may be Python list literals; each image tag adds an image; an empty line precedes the instruction."""
     question = {
         "id": "validation_Music_1", "question": "What is <image 1> beside <image 2>?", "options": "['a', 'b']",
         "answer": "B", "question_type": "multiple-choice", "image_1": "one.png",
@@ -45,8 +46,6 @@ def test_prompts_have_options_and_images(tmp_path: Path) -> None:
     (tmp_path / "q.json").write_text(json.dumps([question]))
     [item] = MMMU.load(Sources(questions=tmp_path / "q.json")).items
     assert item.conversation.images == ("one.png", "validation_Music_1_2.png")
-    assert (
-        item.conversation.turns[0]
-        .text.strip()
-        .startswith("What is (picture 1) beside (picture 2)?\nA. a\nB. b\n")
+    assert item.conversation.turns[0].text == (
+        f"\nWhat is <image 1> beside <image 2>?\nA. a\nB. b\n\n{LETTER_PROMPT}"
     )

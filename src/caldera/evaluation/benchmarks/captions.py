@@ -73,7 +73,7 @@ def load_questions(sources: Sources) -> ScoredItems:
         Item(name, "caption", "caption", question_turn(name, file, PROMPT), tuple(captions[name]))
         for name, file in images.items()
     ]
-    return ScoredItems("captions", items, _score, max_new_tokens=128)
+    return ScoredItems("captions", items, _score)
 
 
 def _from_coco(path: Path) -> tuple[dict[str, str], dict[str, list[str]]]:

@@ -107,7 +107,7 @@ def load_questions(sources: Sources) -> ScoredItems:
         for index, (location, record) in enumerate(read_records(path))
     ]
     check_unique((item.id for item in items), path)
-    return ScoredItems("custom", items, _score, max_new_tokens=128)
+    return ScoredItems("custom", items, _score)
 
 
 def _to_item(record: dict[str, Any], location: str, index: int) -> Item:

@@ -2,7 +2,8 @@
 
 The official file is `testdev_balanced_questions.json`, a JSON object from question ids to questions. Raw answers, such
 as LLaVA's lines, are lowercased and lose trailing periods as in LLaVA's converter. The official list of `questionId`
-and `prediction` is compared verbatim. Only balanced questions count, as in the official script.
+and `prediction` is compared verbatim. Only balanced questions count, as in the official script. LLaVA's question file
+may be given as --questions, next to the official file as --annotations.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from pydantic import BaseModel, Field
 from caldera.datasets.vqa import validate
 from caldera.evaluation.answer_matching import match_answers
 from caldera.evaluation.benchmark import BenchmarkSpec, Item, Score, Sources
+from caldera.evaluation.benchmarks.llava_questions import ask_as_llava, official_file
 from caldera.evaluation.benchmarks.short_answers import (
     ShortAnswers,
     normalizer_for,
@@ -59,16 +61,15 @@ def load_questions(
     sources: Sources, normalize: Callable[[str], str] = normalize_as_llava
 ) -> ShortAnswers:
     """Load the questions with their answers."""
-    path = sources.annotations or sources.require_questions(_FILE)
+    path = official_file(sources, _FILE)
     content = read_object(path, f"of questions by id, as {_FILE} does")
     questions = {
         name: validate(_QuestionSchema, entry, f"{path}: {name}") for name, entry in content.items()
     }
+    items = [_to_item(name, question) for name, question in questions.items() if question.balanced]
     return ShortAnswers(
         name="gqa",
-        items=[
-            _to_item(name, question) for name, question in questions.items() if question.balanced
-        ],
+        items=ask_as_llava(items, sources),
         accuracy=_exact_accuracy,
         normalize=normalize,
         groups={

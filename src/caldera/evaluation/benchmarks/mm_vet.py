@@ -16,6 +16,7 @@ from caldera.evaluation.benchmark import (
     Sources,
     check_answers,
 )
+from caldera.evaluation.benchmarks.llava_questions import ask_as_llava, official_file
 from caldera.evaluation.benchmarks.short_answers import question_turn
 from caldera.evaluation.files import read_object, require_fields
 from caldera.evaluation.judging.grading import GRADE_PROTOCOLS, GRADES, write_grade_files
@@ -28,9 +29,9 @@ CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
 
 
 def _load(sources: Sources) -> ScoredItems:
-    """Load `mm-vet.json`."""
-    path = sources.require_questions("the official mm-vet.json")
-    items = []
+    """Load `mm-vet.json`; if LLaVA's question file is --questions, it is --annotations."""
+    path = official_file(sources, "the official mm-vet.json")
+    items: list[Item] = []
     content = read_object(path, "of questions by id, as mm-vet.json does")
     for key, record in content.items():
         location = f"{path}: {key}"
@@ -50,7 +51,9 @@ def _load(sources: Sources) -> ScoredItems:
                 slices=tuple(f"capability: {name}" for name in needed),
             )
         )
-    return judged_benchmark("mm-vet", items, GRADES.parse, score_grades, "total")
+    return judged_benchmark(
+        "mm-vet", ask_as_llava(items, sources), GRADES.parse, score_grades, "total"
+    )
 
 
 def _build_cases(sources: Sources, answers: Mapping[str, str]) -> list[JudgeCase]:

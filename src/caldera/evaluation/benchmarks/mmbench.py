@@ -12,6 +12,7 @@ import binascii
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 
 from caldera.errors import InputError
@@ -39,7 +40,7 @@ _MAX_INDEX = 9
 """Maximum number of digits of an index; a longer image cell is the image itself."""
 
 _MISSING_VALUES = ("", "nan", "NaN")
-"""Cells of missing choices and hints."""
+"""Cells of missing choices and hints; the first missing choice ends the choices, as in LLaVA's script."""
 
 
 def _score(items: Sequence[Item], answers: Mapping[str, str]) -> Score:
@@ -74,7 +75,8 @@ def _to_benchmark(
 ) -> ScoredItems:
     first = {row["index"]: row for _, row in rows if int(row["index"]) < _ROTATION}
     items = [_to_item(row, first, location, instruction) for location, row in rows]
-    return ScoredItems(name, items, _score)
+    # That of LLaVA's model_vqa_mmbench.py.
+    return ScoredItems(name, items, _score, max_new_tokens=1024)
 
 
 def _from_answers(records: Sequence[AnswerRecord], name: str, instruction: str) -> ScoredItems:
@@ -139,7 +141,8 @@ def _to_item(
     question = str(int(row["index"]) % _ROTATION)
     if question not in first:
         raise InputError(f"{location} is a rotation of question {question}, which is missing")
-    choices = [row[letter] for letter in "ABCD" if row.get(letter, "") not in _MISSING_VALUES]
+    cells = (row.get(letter, "") for letter in "ABCD")
+    choices = list(takewhile(lambda cell: cell not in _MISSING_VALUES, cells))
     if row["answer"] not in tuple(LETTERS[: len(choices)]):
         raise InputError(
             f"{location}: the answer should be one of {LETTERS[: len(choices)]}, got {row['answer']!r}; only splits "

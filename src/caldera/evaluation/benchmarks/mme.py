@@ -4,12 +4,13 @@ The score of a sub-task is its accuracy plus its accuracy+, the fraction of imag
 times 100; perception is the sum of ten sub-tasks, cognition of four. MME's own layout of answers is a folder of
 `existence.txt` and so on, whose lines are image, question, correct answer and answer, separated by tabs; LLaVA's is
 JSON lines with `question_id` "existence/000000006040.jpg" and the question in `prompt`, and needs --annotations, which
-answers of VLMEvalKit and lmms-eval do not, since they repeat the correct answers.
+answers of VLMEvalKit and lmms-eval do not, since they repeat the correct answers. As in LLaVA's question file, the
+questions are asked without "Please answer yes or no.", with the instruction to answer briefly in its place.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,12 @@ from caldera.evaluation.benchmark import (
     scores_by_group,
     to_percent,
 )
+from caldera.evaluation.benchmarks.llava_questions import (
+    llava_file,
+    llava_turn,
+    official_file,
+    read_llava_questions,
+)
 from caldera.evaluation.benchmarks.short_answers import short_answer_turn
 from caldera.evaluation.files import find_repeated, join_names, read_text
 from caldera.instructions.request_phrases import SHORT_ANSWER
@@ -44,8 +51,8 @@ COGNITION = {
 SIZES = PERCEPTION | COGNITION
 """Number of questions by sub-task."""
 
-_INSTRUCTIONS = ("Please answer yes or no.", SHORT_ANSWER)
-"""Instructions after a question, which files add or omit."""
+_YES_NO = "Please answer yes or no."
+"""MME's instruction, which LLaVA's question file omits."""
 
 _EXPECTED = (
     "MME's folder, or one of existence.txt and so on with image, question and correct answer"
@@ -74,7 +81,7 @@ class _Question:
 
 
 def _question_key(subtask: str, image: str, text: str) -> tuple[str, str, str]:
-    for instruction in _INSTRUCTIONS:
+    for instruction in (_YES_NO, SHORT_ANSWER):
         text = text.replace(instruction, "")
     return subtask, Path(image).stem, " ".join(text.split())
 
@@ -169,7 +176,7 @@ def _to_item(question: _Question) -> Item:
         question.id,
         question.subtask,
         question.image,
-        short_answer_turn(question.id, image, question.text),
+        short_answer_turn(question.id, image, question.text.replace(_YES_NO, "").strip()),
         (question.label,),
         group=image,
     )
@@ -239,15 +246,33 @@ def _parse_label(text: str, location: str) -> str:
 
 
 def load_questions(sources: Sources) -> ScoredItems:
-    """Load the questions with their correct answers."""
-    return _to_benchmark(
-        _load(sources.annotations or sources.questions or sources.require_annotations(_EXPECTED))
-    )
+    """Load the questions with their correct answers, worded as in LLaVA's question file if it is given."""
+    folder = sources.questions and official_file(sources, _EXPECTED)
+    benchmark = _to_benchmark(questions := _load(folder or sources.require_annotations(_EXPECTED)))
+    path = llava_file(sources)
+    return replace(benchmark, items=_ask_as_llava(questions, path)) if path else benchmark
+
+
+def _ask_as_llava(questions: Sequence[_Question], path: Path) -> list[Item]:
+    """Return the items of the questions with the images and texts of LLaVA's file, in which two share an id."""
+    by_key = {}
+    for record in read_llava_questions(path):
+        subtask, _, image = record.fields["image"].partition("/")
+        by_key[_question_key(subtask, image, record.prompt)] = record
+    if different := by_key.keys() ^ {question.key for question in questions}:
+        raise InputError(
+            f"{path} and MME's files differ in {len(different)} questions: {join_names(map('/'.join, different))}; "
+            "give all of both"
+        )
+    return [
+        replace(_to_item(question), conversation=llava_turn(question.id, by_key[question.key]))
+        for question in questions
+    ]
 
 
 def score_answer_files(sources: Sources, answers: Path) -> Score:
     """Score a folder of answers in MME's layout, or LLaVA's JSON lines."""
-    folder = sources.annotations or sources.questions
+    folder = sources.annotations or (None if llava_file(sources) else sources.questions)
     questions = _load(folder) if folder else None
     if answers.is_dir() and any(answers.glob("*.txt")):
         answered = _load(answers)
@@ -318,7 +343,7 @@ MME = BenchmarkSpec(
     chance={"perception": 750.0, "cognition": 300.0},
     primary_metric="perception",
     required_files="none if the answers are MME's folder of existence.txt and so on; JSON lines need "
-    "--annotations MME_FOLDER",
+    "--annotations MME_FOLDER; --questions llava_mme.jsonl to ask with LLaVA's file",
     load=load_questions,
     score_official_files=score_answer_files,
 )

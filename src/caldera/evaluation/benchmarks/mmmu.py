@@ -3,6 +3,8 @@
 The correct answers are in answer_dict_val.json, `question_type` and `ground_truth` by id; answers are one JSON object
 of texts by id. Choice questions are parsed strictly. Open questions (one in seventeen of val) are scored by their words
 or number, more simply than the authors do, so `accuracy` covers choice questions only and `open` is a separate metric.
+LLaVA has no script for MMMU; prompts are those of lmms-eval, with the marks of images as they are and an empty line
+before the instruction.
 """
 
 import ast
@@ -117,7 +119,7 @@ def load_questions(sources: Sources) -> ScoredItems:
         raise InputError(f"{path} should be answer_dict_val.json, or a list of questions")
     if all(item.question_type == _OPEN for item in items):
         raise InputError(f"{path} holds no choice question")
-    return ScoredItems("mmmu", items, _score, max_new_tokens=128)
+    return ScoredItems("mmmu", items, _score)
 
 
 def _from_question(record: object, location: str) -> Item:
@@ -134,11 +136,10 @@ def _from_question(record: object, location: str) -> Item:
             f"{location}: options should be a list, got {str(options)[:40]!r}"
         ) from error
     name = record["id"]
-    text = _IMAGE.sub(r"(picture \1)", record["question"])
     numbers = dict.fromkeys(_IMAGE.findall(record["question"] + " ".join(choices)))
     images = [str(record.get(f"image_{number}", f"{name}_{number}.png")) for number in numbers]
     instruction = LETTER_PROMPT if choices else SHORT_ANSWER
-    conversation = choice_turn(name, text, choices, images, instruction)
+    conversation = choice_turn(name, record["question"], choices, images, f"\n{instruction}")
     return _to_item(name, record["question_type"], record["answer"], choices, conversation)
 
 

@@ -2,7 +2,8 @@
 
 A split is a file of questions with labels, `coco_pope_random.json` and so on, with ids from 1. LLaVA's question file
 holds all splits under ids of its own, and its evaluation relies on the order; here every question is found by its image
-and text, and files with different questions are rejected.
+and text, and files with different questions are rejected. Until 2023 POPE's questions ended with "in the imange?" after
+"an", as they do in LLaVA's file; for matching both spellings are the same, and the text of the file is asked.
 """
 
 from collections import Counter, defaultdict
@@ -28,13 +29,14 @@ from caldera.evaluation.benchmark import (
     score_items,
     to_percent,
 )
-from caldera.evaluation.benchmarks.short_answers import short_answer_turn
+from caldera.evaluation.benchmarks.short_answers import question_turn
 from caldera.evaluation.files import (
     find_repeated,
     join_names,
     read_records,
     require_fields,
 )
+from caldera.instructions.request_phrases import SHORT_ANSWER
 
 SPLITS = ("random", "popular", "adversarial")
 """Ways in which the absent objects were chosen."""
@@ -119,7 +121,10 @@ class _Question:
     id: str
     image: str
     text: str
-    """The question without the instruction to answer briefly."""
+    """The question without the instruction to answer briefly, in the usual spelling."""
+
+    prompt: str
+    """The question as it is asked."""
 
     split: str
     label: str
@@ -136,7 +141,7 @@ def _to_benchmark(questions: Sequence[_Question]) -> ScoredItems:
             id=question.id,
             category=question.split,
             question_type="is there",
-            conversation=short_answer_turn(question.id, question.image, question.text),
+            conversation=question_turn(question.id, question.image, question.prompt),
             references=(question.label,),
         )
         for question in questions
@@ -184,10 +189,17 @@ def _load(path: Path) -> list[_Question]:
         if "label" in record and label not in ("yes", "no"):
             raise InputError(f"{location}: the label should be yes or no, got {label!r}")
         text = record["text"].split("\n")[0].strip()
+        # LLaVA's questions include the instruction, and have no label.
+        prompt = f"{text}\n{SHORT_ANSWER}" if label else record["text"]
         split = record.get("category", default_split)
         name = str(record["question_id"])
-        questions.append(_Question(name, record["image"], text, split, label))
+        questions.append(_Question(name, record["image"], _respell(text), prompt, split, label))
     return questions
+
+
+def _respell(text: str) -> str:
+    """Return a question with "imange" spelled "image"."""
+    return text.replace("imange", "image")
 
 
 def _index_by_content(questions: Sequence[_Question]) -> dict[_QuestionKey, _Question]:
@@ -229,7 +241,12 @@ def _make_ids_unique(questions: Sequence[_Question]) -> list[_Question]:
 def score_answer_files(sources: Sources, answers: Path) -> Score:
     """Score a file of answers, or a folder with one for each split."""
     files = answer_files_in(answers) if answers.is_dir() else [answers]
-    by_file = {file: sources.read_answers(file) for file in files}
+    by_file = {
+        file: [
+            replace(record, prompt=_respell(record.prompt)) for record in sources.read_answers(file)
+        ]
+        for file in files
+    }
     records = [record for file_records in by_file.values() for record in file_records]
     if all(record.prompt and "category" in record.fields for record in records):
         return _score_toolkit_answers(sources, records, answers)
@@ -279,7 +296,9 @@ def _score_toolkit_answers(sources: Sources, records: Sequence[AnswerRecord], pa
         by_id = {
             line.id.removeprefix(f"{split}/"): line for line in questions if line.split == split
         }
-        items = _to_benchmark([replace(line, id=name) for name, line in by_id.items()]).items
+        items = _to_benchmark(
+            [replace(line, id=name, prompt=line.text) for name, line in by_id.items()]
+        ).items
         matched = match_answers(by_split.pop(split, []), items, path)
         texts |= {by_id[name].id if name in by_id else name: text for name, text in matched.items()}
     return _with_skipped(_to_benchmark(questions).score(texts), sum(map(len, by_split.values())))
@@ -295,7 +314,7 @@ def _from_answer(record: AnswerRecord, split: str) -> _Question:
         )
     image = str(record.fields.get("image_source", record.fields.get("image_path", "")))
     name, text = f"{split}/{record.id}", extract_question(record.prompt)
-    return _Question(name, image, text, split, labels.pop())
+    return _Question(name, image, text, text, split, labels.pop())
 
 
 def _match_answers(

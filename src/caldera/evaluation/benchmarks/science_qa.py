@@ -125,8 +125,7 @@ def load_questions(sources: Sources) -> ScienceQA:
         raise UsageError(
             "asking needs --questions, problems.json or llava_test_CQM-A.json; this file has letters only"
         )
-    is_letter_only = sources.prompt_layout in ("", "letter", "CQM-A")
-    return replace(benchmark, max_new_tokens=16 if is_letter_only else 1024)
+    return benchmark
 
 
 def score_answer_files(sources: Sources, answers: Path) -> Score:

@@ -1,9 +1,10 @@
 """ScienceQA's files: the information about each question, in whichever files it is.
 
 The letters are in problems.json (with pid_splits.json for the split), in test_answers.csv, or in the `gpt` turns of
-LLaVA-1.5's question file. Several files may be given if they agree.
+LLaVA's question files. Several files may be given if they agree; the first that has questions is asked.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 from caldera.conversation import Conversation, ImageRef, Turn, from_record
 from caldera.datasets.science_qa import LETTERS, Problem, parse_layout
 from caldera.errors import InputError, UnknownNameError, UsageError, describe_validation_error
+from caldera.evaluation.answer_parsing import science_qa_letter
 from caldera.evaluation.benchmark import Sources
 from caldera.evaluation.files import check_unique, join_names, read_json, read_rows, require_fields
 from caldera.instructions.request_phrases import LETTER_PROMPT
@@ -98,6 +100,7 @@ def _merge(first: QuestionInfo, second: QuestionInfo, name: str) -> QuestionInfo
             f"question {name} has two right answers, {first.letter} and {second.letter}: the files differ"
         )
     values = {field: getattr(second, field) for field in QuestionInfo.__slots__}
+    values["conversation"] = first.conversation or second.conversation
     return replace(
         first, **{field: value for field, value in values.items() if value not in (None, ())}
     )
@@ -108,6 +111,11 @@ def _parse_content(content: object, path: Path, layout: str) -> dict[str, Questi
     if isinstance(content, list):
         if path.suffix in (".csv", ".tsv"):
             pairs = [_from_row(row, location) for location, row in content]
+        elif layout:
+            raise UsageError(
+                f"{path} has its own prompts, so --prompt-layout {layout} has no effect; leave it out, or give "
+                "problems.json"
+            )
         else:
             pairs = [
                 _from_llava_record(record, f"{path}[{index}]")
@@ -154,24 +162,40 @@ def _parse_grade(text: str, location: str) -> int:
 
 
 def _from_llava_record(record: object, location: str) -> tuple[str, QuestionInfo]:
-    """Parse a record of LLaVA-1.5's question file, whose gpt turn is the correct letter."""
+    """Parse a record of LLaVA's question files, whose gpt turn has the correct letter, in any layout.
+
+    It is asked as by LLaVA's model_vqa_science.py: the image first, then the text without spaces around it, and, if the
+    gpt turn is only a letter, the request for one.
+    """
     conversation = from_record(record, location)
     question, answer = conversation.turns[0], conversation.turns[-1].text.strip()
     text = question.text.strip()
-    choices = tuple(_parse_choices(text.split("\n")))
-    if answer not in tuple(LETTERS[: len(choices)]):
+    is_labeled = "Options: (A) " in text
+    choices = tuple(_parse_options(text) if is_labeled else _parse_choices(text.split("\n")))
+    letter = science_qa_letter(answer)
+    if letter is None or letter not in LETTERS[: len(choices)]:
         raise InputError(
             f"{location}: the right answer should be one of the {len(choices)} letters, got {answer!r}"
         )
-    parts = (*question.parts[:-1], f"{question.parts[-1]}\n{LETTER_PROMPT}")
+    prompt = f"{text}\n{LETTER_PROMPT}" if answer == letter else text
+    images = question.images
     info = QuestionInfo(
-        letter=answer,
+        letter=letter,
         choices=choices,
-        has_image=bool(conversation.images),
-        has_context=text.startswith("Context: "),
-        conversation=Conversation(conversation.id, (Turn("user", parts),)),
+        has_image=bool(images),
+        has_context="Context: N/A" not in text if is_labeled else text.startswith("Context: "),
+        conversation=Conversation(
+            conversation.id,
+            (Turn("user", (*images, f"\n{prompt}") if images else (prompt,)),),
+        ),
     )
     return conversation.id, info
+
+
+def _parse_options(text: str) -> list[str]:
+    """Return the choices of a question in a labeled layout: "Options: (A) red (B) blue"."""
+    options = text[text.rindex("Options: (A) ") :].partition("\nBECAUSE:")[0]
+    return re.split(r"\s*\([A-J]\) ", options)[1:]
 
 
 def _parse_choices(lines: Sequence[str]) -> Iterable[str]:
@@ -194,7 +218,7 @@ def _parse_problem(record: object, location: str) -> _ProblemSchema:
 def _from_problem(name: str, problem: _ProblemSchema, layout_name: str) -> QuestionInfo:
     """Return the information in a problem of problems.json, with its prompt in a layout."""
     layout = parse_layout(_LAYOUTS.get(layout_name, layout_name))
-    text = layout.question(problem).replace("  ", " ").strip()
+    text = layout.question(problem)
     image = ImageRef(f"test/{name}/{problem.image}") if problem.image else None
     parts: tuple[str | ImageRef, ...] = (text,)
     if image:

@@ -1,7 +1,9 @@
 """SEED-Bench: multiple-choice questions about images and videos in twelve dimensions.
 
 Its file has `questions`, each with `choice_a` to `choice_d`, the letter, a `question_type_id` and a `data_type`, and
-`question_type`, the dimensions by number. LLaVA uses the middle frame of a video.
+`question_type`, the dimensions by number. LLaVA uses the middle frame of a video, which its script writes to
+`SEED-Bench-video-image/TYPE_ID.png`. Its question file may be given as --questions, next to SEED-Bench.json as
+--annotations.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,6 +22,7 @@ from caldera.evaluation.benchmark import (
     mean,
     to_percent,
 )
+from caldera.evaluation.benchmarks.llava_questions import ask_as_llava, official_file
 from caldera.evaluation.benchmarks.multiple_choice import (
     choice_turn,
     items_from_answers,
@@ -58,7 +61,7 @@ def score_answer_files(sources: Sources, answers: Path) -> Score:
 
 def load_questions(sources: Sources) -> ScoredItems:
     """Load SEED-Bench.json; an item's category is the dimension, its slice "image" or "video"."""
-    path = sources.questions or sources.require_annotations("SEED-Bench.json")
+    path = official_file(sources, "SEED-Bench.json")
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("questions"), list):
         raise InputError(f"{path} should be SEED-Bench.json, an object with a list of questions")
@@ -71,7 +74,7 @@ def load_questions(sources: Sources) -> ScoredItems:
         for index, record in enumerate(records)
     ]
     check_unique((item.id for item in items), path)
-    return ScoredItems("seed-bench", items, _score)
+    return ScoredItems("seed-bench", ask_as_llava(items, sources), _score)
 
 
 def _to_item(record: dict[str, Any], dimensions: Mapping[int, str], location: str) -> Item:
@@ -88,7 +91,7 @@ def _to_item(record: dict[str, Any], dimensions: Mapping[int, str], location: st
     if data_type == "image":
         image = f"SEED-Bench-image/{record.get('data_id', name)}"
     else:
-        image = f"SEED-Bench-video-image/{name}.jpg"
+        image = f"SEED-Bench-video-image/{number}_{name}.png"
     conversation = choice_turn(name, record["question"], choices, [image])
     category = dimensions.get(number, f"type {number}")
     return Item(name, category, "choice", conversation, (record["answer"],), choices, (data_type,))

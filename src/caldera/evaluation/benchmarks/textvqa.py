@@ -40,7 +40,7 @@ class _QuestionSchema(BaseModel):
     @property
     def key(self) -> _QuestionKey:
         """Key of the question in LLaVA's files."""
-        return self.image_id, self.question.lower()
+        return self.image_id, self.question.strip().lower()
 
 
 def load_questions(sources: Sources) -> ShortAnswers:
@@ -96,9 +96,10 @@ def _llava_prompts(path: Path) -> dict[_QuestionKey, str]:
 def extract_question(prompt: str) -> str:
     """Return the question of a prompt, in lower case."""
     if match := _INSTRUCT_BLIP_PROMPT.match(prompt):
-        return match[1].lower()
+        return match[1].strip().lower()
     lines = prompt.split("\n")
-    return lines[1 if len(lines) > 1 and lines[0].startswith("Reference OCR token:") else 0].lower()
+    has_tokens_first = len(lines) > 1 and lines[0].startswith("Reference OCR token:")
+    return lines[1 if has_tokens_first else 0].strip().lower()
 
 
 TEXTVQA = BenchmarkSpec(

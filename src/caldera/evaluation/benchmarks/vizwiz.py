@@ -1,13 +1,14 @@
 """VizWiz: questions of blind people about images they took, with ten answers to each (arXiv 1802.08218).
 
 The official file is `val.json`, a list of questions whose id is their image; `test.json` has no answers, EvalAI's
-server scores it. The ids of LLaVA's answers are those of its question file, which names the image of each. As for
-VQA v2, raw answers are normalized by EvalAI's processor, and a submitted list of `image` and `answer` is not.
+server scores it. LLaVA's question file capitalizes each question and keeps the spaces around it; the ids of LLaVA's
+answers are those of that file, which names the image of each. As for VQA v2, raw answers are normalized by EvalAI's
+processor, and a submitted list of `image` and `answer` is not.
 
 VizWiz's second task, whether a question is answerable at all, needs a confidence, which a chat does not give.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,12 +17,19 @@ from pydantic import BaseModel
 from caldera.datasets.vqa import validate
 from caldera.evaluation.answer_matching import match_answers
 from caldera.evaluation.benchmark import BenchmarkSpec, Item, Score, Sources
+from caldera.evaluation.benchmarks.llava_questions import (
+    ask_as_llava,
+    llava_file,
+    llava_turn,
+    official_file,
+    read_llava_questions,
+)
 from caldera.evaluation.benchmarks.short_answers import (
     ShortAnswers,
     normalizer_for,
     question_turn,
 )
-from caldera.evaluation.files import read_records, require_fields
+from caldera.evaluation.files import check_unique, read_records
 from caldera.evaluation.vqa_accuracy import normalize_submission, vizwiz_soft_accuracy
 from caldera.instructions.request_phrases import SHORT_ANSWER
 
@@ -44,7 +52,9 @@ class _QuestionSchema(BaseModel):
 
 def score_answer_files(sources: Sources, answers: Path) -> Score:
     """Score raw answers, or those of a submitted file verbatim."""
-    images = _llava_images(sources.questions) if sources.annotations and sources.questions else {}
+    path = llava_file(sources)
+    questions = read_llava_questions(path) if path else []
+    images = {question.id: question.fields["image"] for question in questions}
     records = [
         replace(record, fields=dict(record.fields) | {"question_id": images[record.id]})
         if record.id in images
@@ -58,14 +68,10 @@ def score_answer_files(sources: Sources, answers: Path) -> Score:
 def load_questions(
     sources: Sources, normalize: Callable[[str], str] = normalize_submission
 ) -> ShortAnswers:
-    """Load the questions, with their answers if the split has them."""
-    path = sources.annotations or sources.require_questions(f"VizWiz's {_FILE}")
+    """Load the questions, with their answers if the split has them; of test, LLaVA's file alone is enough."""
     return ShortAnswers(
         name="vizwiz",
-        items=[
-            _to_item(validate(_QuestionSchema, record, location))
-            for location, record in read_records(path)
-        ],
+        items=_load_items(sources),
         accuracy=vizwiz_soft_accuracy,
         normalize=normalize,
         overall="overall",
@@ -73,9 +79,25 @@ def load_questions(
     )
 
 
+def _load_items(sources: Sources) -> Sequence[Item]:
+    path = llava_file(sources)
+    if path and sources.annotations is None:
+        conversations = [
+            llava_turn(question.fields["image"], question)
+            for question in read_llava_questions(path)
+        ]
+        check_unique((conversation.id for conversation in conversations), path)
+        return [Item(turn.id, "unknown", "vizwiz", turn, ()) for turn in conversations]
+    items = [
+        _to_item(validate(_QuestionSchema, record, location))
+        for location, record in read_records(official_file(sources, f"VizWiz's {_FILE}"))
+    ]
+    return ask_as_llava(items, sources)
+
+
 def _to_item(question: _QuestionSchema) -> Item:
     image = question.image
-    text = f"{question.question}\n{UNANSWERABLE}\n{SHORT_ANSWER}"
+    text = f"{question.question.capitalize()}\n{UNANSWERABLE}\n{SHORT_ANSWER}"
     return Item(
         image,
         question.answer_type,
@@ -86,15 +108,6 @@ def _to_item(question: _QuestionSchema) -> Item:
     )
 
 
-def _llava_images(path: Path) -> dict[str, str]:
-    """Return the image of each question id of LLaVA's question file."""
-    images: dict[str, str] = {}
-    for location, record in read_records(path):
-        require_fields(record, ("question_id", "image"), location)
-        images[str(record["question_id"])] = str(record["image"])
-    return images
-
-
 VIZWIZ = BenchmarkSpec(
     name="vizwiz",
     title="VizWiz",
@@ -102,7 +115,7 @@ VIZWIZ = BenchmarkSpec(
     description="4,319 questions of val, 8,000 of test, whose answers are not public (vizwiz.org)",
     chance={},
     primary_metric="overall",
-    required_files=f"--annotations {_FILE}; --questions LLaVA's question file if answers have its ids",
+    required_files=f"--annotations {_FILE}; --questions LLaVA's question file for its texts and ids",
     default_files=Sources(annotations=Path(_FILE), images=Path("val")),
     load=load_questions,
     score_official_files=score_answer_files,

@@ -1,7 +1,8 @@
 """VQA v2: open questions about COCO images, with ten people's answers to each (arXiv 1612.00837).
 
 The official files are `v2_OpenEnded_mscoco_SPLIT_questions.json` and `v2_mscoco_SPLIT_annotations.json`. LLaVA's split,
-test-dev2015, has no public annotations; EvalAI's server scores it.
+test-dev2015, has no public annotations; EvalAI's server scores it. LLaVA's question file may take the place of the
+official one.
 
 Raw answers, such as LLaVA's lines, are normalized by EvalAI's processor, as LLaVA's converter does before submission. A
 submitted list of `question_id` and `answer` is compared verbatim.
@@ -12,15 +13,22 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field
 
+from caldera.conversation import Conversation
 from caldera.datasets.vqa import image_names, read_list, validate
 from caldera.errors import InputError
 from caldera.evaluation.answer_matching import match_answers
 from caldera.evaluation.benchmark import BenchmarkSpec, Item, Score, Sources
+from caldera.evaluation.benchmarks.llava_questions import (
+    llava_file,
+    llava_turn,
+    read_llava_questions,
+)
 from caldera.evaluation.benchmarks.short_answers import (
     ShortAnswers,
     normalizer_for,
     short_answer_turn,
 )
+from caldera.evaluation.files import check_unique
 from caldera.evaluation.vqa_accuracy import normalize_submission, vqa_soft_accuracy
 
 _QUESTIONS = "v2_OpenEnded_mscoco_SPLIT_questions.json"
@@ -55,17 +63,14 @@ def load_questions(
     sources: Sources, normalize: Callable[[str], str] = normalize_submission
 ) -> ShortAnswers:
     """Load questions, and annotations if given."""
-    path = sources.require_questions(_QUESTIONS)
-    header, questions = read_list(path, "questions")
     annotations = _load_annotations(sources.annotations)
-    split = str(header.get("data_subtype", "val2014"))
     items = [
-        _to_item(validate(_QuestionSchema, entry, f"{path}: questions.{index}"), annotations, split)
-        for index, entry in enumerate(questions)
+        _to_item(conversation, annotations.get(conversation.id))
+        for conversation in _load_conversations(sources)
     ]
     if annotations and (num_unknown := len(annotations.keys() - {item.id for item in items})):
         raise InputError(
-            f"{sources.annotations} has {num_unknown} annotations of questions that are not in {path}; "
+            f"{sources.annotations} has {num_unknown} annotations of questions that are not in {sources.questions}; "
             "give the files of one split"
         )
     return ShortAnswers(
@@ -76,6 +81,23 @@ def load_questions(
         overall="overall",
         groups={"perAnswerType": "answer type: ", "perQuestionType": "question type: "},
     )
+
+
+def _load_conversations(sources: Sources) -> list[Conversation]:
+    """Return the questions of the official file, or of LLaVA's."""
+    if path := llava_file(sources):
+        questions = read_llava_questions(path)
+        check_unique((question.id for question in questions), path)
+        return [llava_turn(question.id, question) for question in questions]
+    path = sources.require_questions(_QUESTIONS)
+    header, entries = read_list(path, "questions")
+    split = str(header.get("data_subtype", "val2014"))
+    conversations = []
+    for index, entry in enumerate(entries):
+        question = validate(_QuestionSchema, entry, f"{path}: questions.{index}")
+        image, _ = image_names(question.image_id, split)
+        conversations.append(short_answer_turn(str(question.question_id), image, question.question))
+    return conversations
 
 
 def _load_annotations(path: Path | None) -> dict[str, _AnnotationSchema]:
@@ -89,18 +111,12 @@ def _load_annotations(path: Path | None) -> dict[str, _AnnotationSchema]:
     return {str(annotation.question_id): annotation for annotation in annotations}
 
 
-def _to_item(
-    question: _QuestionSchema, annotations: dict[str, _AnnotationSchema], split: str
-) -> Item:
+def _to_item(conversation: Conversation, annotation: _AnnotationSchema | None) -> Item:
     """Return an item; without an annotation it has no references."""
-    name = str(question.question_id)
-    image, _ = image_names(question.image_id, split)
-    conversation = short_answer_turn(name, image, question.question)
-    annotation = annotations.get(name)
     if annotation is None:
-        return Item(name, "unknown", "vqa", conversation, ())
+        return Item(conversation.id, "unknown", "vqa", conversation, ())
     return Item(
-        name,
+        conversation.id,
         annotation.answer_type,
         "vqa",
         conversation,
