@@ -111,8 +111,8 @@ SYNONYMS = {
 
 _FORMER = {new: old for old, new in RENAMED.items()}
 
-_LATER = frozenset({"save_every_minutes"})
-"""Settings that version 0.1 did not have and that change no result."""
+_LATER = frozenset({"save_every_minutes", "loss_batch_size"})
+"""Settings that version 0.1 did not have; without them a run is what it was."""
 
 
 def apply_overrides(config: _Config, assignments: Iterable[str]) -> _Config:

@@ -83,6 +83,7 @@ CASES = {
     "text alone": Case(FINETUNE, TEXT),
     "mixed": Case(FINETUNE, MIXED),
     "small micro-batches": Case(replace(FINETUNE, micro_batch_tokens=150), MIXED),
+    "loss batches": Case(replace(FINETUNE, loss_batch_size=4, micro_batch_tokens=150), MIXED),
     "gradient checkpointing": Case(
         replace(FINETUNE, gradient_checkpointing=True), [*SEVERAL_IMAGES, *ONE_IMAGE]
     ),
@@ -127,8 +128,18 @@ def build(
     return assistant, [builder.build(item, photos) for item in case.conversations]
 
 
-def plain_loss(assistant: LlavaBundle, samples: Sequence[Sample]) -> Tensor:
-    """Return the mean loss of a padded batch, with pixels for each sample and logits at every position."""
+def plain_loss(
+    assistant: LlavaBundle, samples: Sequence[Sample], loss_batch_size: int | None = None
+) -> Tensor:
+    """Return the loss of padded batches, with pixels for each sample and logits at every position.
+
+    It is the mean of the means of all batches of `loss_batch_size` samples, as of those of several devices, or of
+    gradient accumulation; None is one batch.
+    """
+    size = loss_batch_size or len(samples)
+    if size < len(samples):
+        starts = range(0, len(samples), size)
+        return torch.stack([plain_loss(assistant, samples[i : i + size]) for i in starts]).mean()
     model, rows = assistant.model, padded(samples)
     images = DecodedImages(assistant.processor)([path for item in samples for path in item.images])
     layouts = [layout for sample in samples for layout in sample.layouts]
@@ -157,6 +168,7 @@ def batch_builder(images: ImageSource, stage: Stage, *, share: bool) -> BatchBui
         share_prefixes=share,
         max_tokens=stage.micro_batch_tokens,
         max_samples=stage.micro_batch_size,
+        loss_batch_size=stage.loss_batch_size,
     )
 
 
@@ -193,7 +205,7 @@ def test_loss_and_every_gradient_are_the_plain_ones(
     assistant, samples = build(case, vision_folder, language_folder, photos)
     model = assistant.model
     set_layout(assistant, "padded")
-    loss = plain_loss(assistant, samples)
+    loss = plain_loss(assistant, samples, case.stage.loss_batch_size)
     loss.backward()
     expected = take_gradients(assistant)
 
@@ -206,9 +218,9 @@ def test_loss_and_every_gradient_are_the_plain_ones(
     num_supervised = sum(batch.num_supervised_tokens for batch in batches)
     total = 0.0
     for batch in batches:
-        batch_loss = model(batch)
-        (batch_loss.total / num_supervised).backward()
-        total += float(batch_loss.total.detach())
+        weighted = model(batch).total * batch.loss_weight
+        (weighted / num_supervised).backward()
+        total += float(weighted.detach())
     actual = take_gradients(assistant)
 
     assert total / num_supervised == pytest.approx(float(loss.detach()), rel=1e-5)

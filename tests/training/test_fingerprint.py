@@ -116,6 +116,7 @@ OTHER_SETTINGS: dict[str, Any] = {
     "lora": LoraConfig(rank=8),
     "batch_size": 3,
     "batch_tokens": 500,
+    "loss_batch_size": 2,
     "share_prefixes": False,
     "epochs": 2,
     "max_steps": 9,

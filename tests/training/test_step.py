@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.nn.utils import clip_grad_norm_
 
-from caldera.batches.packing import Batch
+from caldera.batches.image_sources import DecodedImages
+from caldera.batches.packing import Batch, BatchBuilder
 from caldera.batches.samples import Sample
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import TrainingError
@@ -42,21 +45,24 @@ def take_step(
     return training_step(assistant.model, batches, optimizer, max_grad_norm=1.0, compute=FP32)
 
 
+def plain_mean_loss(assistant: LlavaBundle, samples: list[Sample]) -> Tensor:
+    """Return the mean loss of padded rows over their supervised tokens, from logits at all positions."""
+    model, rows, batch = assistant.model, padded(samples), batch_of(assistant, samples)
+    embedded = model.embed(rows.ids, batch.images, batch.layouts)
+    logits = model.language(inputs_embeds=embedded, attention_mask=rows.mask).logits
+    return cross_entropy(
+        logits[:, :-1].flatten(0, 1), rows.labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX
+    )
+
+
 def test_the_loss_is_the_plain_padded_one(assistant: LlavaBundle, photos: Path) -> None:
     """Logits at supervised tokens alone give the loss and gradients of logits at all tokens."""
     samples = mixed_samples(assistant, photos)
-    batch, rows = batch_of(assistant, samples), padded(samples)
+    batch = batch_of(assistant, samples)
     model = assistant.model
 
     loss = model(batch)
-    embedded = model.embed(rows.ids, batch.images, batch.layouts)
-    logits = model.language(inputs_embeds=embedded, attention_mask=rows.mask).logits
-    plain = cross_entropy(
-        logits[:, :-1].flatten(0, 1),
-        rows.labels[:, 1:].flatten(),
-        ignore_index=IGNORE_INDEX,
-        reduction="sum",
-    )
+    plain = plain_mean_loss(assistant, samples) * batch.num_supervised_tokens
 
     torch.testing.assert_close(loss.total, plain, rtol=1e-5, atol=0)
     parameters = [weight for weight in model.parameters() if weight.requires_grad]
@@ -101,6 +107,44 @@ def test_splitting_a_batch_does_not_change_the_step(assistant: LlavaBundle, phot
     assert reports[0].loss == pytest.approx(reports[1].loss, rel=1e-6)
     assert reports[0].num_supervised_tokens == reports[1].num_supervised_tokens
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("max_grad_norm", [None, 1e9, 0.5, 0.01])
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_a_step_is_that_of_the_mean_of_means_clipped_by_torch(
+    assistant: LlavaBundle, photos: Path, size: int, max_grad_norm: float | None
+) -> None:
+    """Loss batches of two are LLaVA's batch of each device, here computed one after another in plain PyTorch."""
+    model = assistant.model
+    samples = mixed_samples(assistant, photos)
+    set_trainable(model, ("projector", "language"))
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    parts = [samples[start : start + size] for start in range(0, len(samples), size)]
+    loss = torch.stack([plain_mean_loss(assistant, part) for part in parts]).mean()
+    loss.backward()
+    norm = clip_grad_norm_(weights, max_grad_norm or torch.inf)
+    expected = [weight.detach() - weight.grad for weight in weights if weight.grad is not None]
+    model.zero_grad()
+
+    builder = BatchBuilder(
+        load_images=DecodedImages(assistant.processor),
+        share_prefixes=True,
+        max_tokens=100,
+        loss_batch_size=size,
+    )
+    report = training_step(
+        model,
+        builder.build(samples),
+        torch.optim.SGD(weights, lr=1.0),
+        max_grad_norm=max_grad_norm,
+        compute=FP32,
+    )
+
+    assert report.loss == pytest.approx(float(loss.detach()), rel=1e-5)
+    assert report.grad_norm == pytest.approx(float(norm), rel=1e-4)
+    assert len(expected) == len(weights)
+    for weight, stepped in zip(weights, expected, strict=True):
+        torch.testing.assert_close(weight, stepped, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])

@@ -174,6 +174,9 @@ class Batch:
     """All views of all images in order: pixels, (views, channels, height, width), or cached patch features,
     (views, patches, vision width)."""
 
+    loss_weight: float = 1.0
+    """Factor of the summed loss in the loss of a step."""
+
     def to(self, device: torch.device) -> Self:
         """Return the batch on a device."""
         return replace(
@@ -258,6 +261,9 @@ class BatchBuilder:
     max_samples: int | None = None
     """Samples of a micro-batch, at most; None is no limit."""
 
+    loss_batch_size: int | None = None
+    """Consecutive samples of a step whose mean loss counts as much as that of the others; None is all samples."""
+
     def plan(self, samples: Sequence[Sample]) -> list[list[Pack]]:
         """Return the packs of each micro-batch."""
         packs = build_packs(samples, share=self.share_prefixes)
@@ -268,5 +274,18 @@ class BatchBuilder:
         return collate(packs, self.load_images)
 
     def build(self, samples: Sequence[Sample]) -> list[Batch]:
-        """Return all micro-batches of some samples, such as those of one step."""
-        return [self.collate(packs) for packs in self.plan(samples)]
+        """Return all micro-batches of the samples of one step, each with samples of one loss batch."""
+        size = self.loss_batch_size or len(samples)
+        loss_batches = [
+            [self.collate(packs) for packs in self.plan(samples[start : start + size])]
+            for start in range(0, len(samples), size)
+        ]
+        if len(loss_batches) == 1:
+            return loss_batches[0]
+        counts = [sum(batch.num_supervised_tokens for batch in part) for part in loss_batches]
+        mean = sum(counts) / len(counts)
+        return [
+            replace(batch, loss_weight=mean / max(1, count))
+            for part, count in zip(loss_batches, counts, strict=True)
+            for batch in part
+        ]

@@ -14,7 +14,7 @@ from caldera.files.fingerprint import describe_changes
 from caldera.images.anyres import ASPECTS, ImageAspect
 from caldera.instructions.dialogues import KINDS, Kind
 from caldera.overrides import with_current_names
-from caldera.training.hyperparameters import EXECUTION_SETTINGS, Stage
+from caldera.training.hyperparameters import Stage, deciding_settings
 
 _PROJECTORS = ("linear", "mlp2x_gelu")
 """Projectors of the papers."""
@@ -86,9 +86,8 @@ def check_or_write_recipe(out: Path, recipe: Recipe) -> None:
 
 def _deciding(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that decide a result: not the texts about where to get a data set, whose wording changes."""
-    omitted = {"source", *EXECUTION_SETTINGS}
     return {
-        name: {key: value[key] for key in value if key not in omitted}
+        name: deciding_settings({key: value[key] for key in value if key != "source"})
         if isinstance(value, dict)
         else value
         for name, value in settings.items()

@@ -23,7 +23,7 @@ from caldera.formats.weight_names import digest_weights
 from caldera.images.decoding import DEFAULT_DECODING, DecodingConfig
 from caldera.model.bundle import LlavaBundle
 from caldera.overrides import with_current_names, with_former_names
-from caldera.training.hyperparameters import EXECUTION_SETTINGS, Stage
+from caldera.training.hyperparameters import Stage, deciding_settings
 
 _FILE, _STAGE_FILE = "run.json", "stage.json"
 
@@ -154,8 +154,8 @@ class RunFingerprint:
 
 def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a stage that change its steps themselves."""
-    omitted = EXECUTION_SETTINGS.union(_LIMITS)
-    return {name: value for name, value in settings.items() if name not in omitted}
+    deciding = deciding_settings(settings)
+    return {name: deciding[name] for name in deciding if name not in _LIMITS}
 
 
 def _content_digest(content: Mapping[str, Any]) -> str:

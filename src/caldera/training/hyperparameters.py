@@ -1,8 +1,8 @@
 """Hyper-parameters of a training stage, with LLaVA's values for stage 1 and stage 2."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from caldera.errors import UnknownNameError, UsageError, range_errors
 from caldera.images.anyres import ASPECTS, RELEASED_GRIDS, ImageAspect, grid_pinpoints
@@ -19,10 +19,10 @@ _RANGES = {
         "(0, inf)",
     ),
     **dict.fromkeys(
-        ("batch_size", "batch_tokens", "micro_batch_size", "micro_batch_tokens", "epochs"),
+        ("batch_size", "batch_tokens", "loss_batch_size", "micro_batch_size", "micro_batch_tokens"),
         "[1, inf]",
     ),
-    **dict.fromkeys(("max_steps", "max_length", "eval_every", "save_every"), "[1, inf]"),
+    **dict.fromkeys(("epochs", "max_steps", "max_length", "eval_every", "save_every"), "[1, inf]"),
     "save_every_minutes": "(0, inf]",
     "warmup_ratio": "[0, 1)",
     "validation_size": "[0, inf]",
@@ -44,6 +44,18 @@ EXECUTION_SETTINGS = frozenset(
 )
 """Settings of a stage that do not change its steps, so an interrupted run can be resumed with others. The records that
 `max_length` allows do, and are compared themselves."""
+
+
+def deciding_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a stage that change its steps.
+
+    `loss_batch_size` counts if it is set: without it a step is what it was in versions that did not have the setting.
+    """
+    return {
+        name: value
+        for name, value in settings.items()
+        if name not in EXECUTION_SETTINGS and (name, value) != ("loss_batch_size", None)
+    }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +89,11 @@ class Stage:
     batch_tokens: int | None = None
     """Tokens per optimizer step, counted before packing, instead of `batch_size`."""
 
+    loss_batch_size: int | None = None
+    """Conversations whose supervised tokens are averaged together; the loss of a step is the mean of these means, as
+    LLaVA's is over the batches of all devices (`per_device_train_batch_size`). None is the mean over all tokens of the
+    step."""
+
     micro_batch_size: int | None = None
     """Conversations per forward pass, at most; None is limited by `micro_batch_tokens` alone. Has no effect on the
     result of a step."""
@@ -98,7 +115,7 @@ class Stage:
     """Optimizer steps after which the stage ends, whatever the number of epochs."""
 
     warmup_ratio: float = 0.03
-    """Fraction of the steps in which the learning rate rises to its peak; then it falls along half a cosine to 0."""
+    """Fraction of the steps in which the learning rate rises from 0 to its peak; then it falls along half a cosine."""
 
     weight_decay: float = 0.0
     """AdamW's weight decay, on weight matrices only."""
@@ -106,8 +123,8 @@ class Stage:
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's betas."""
 
-    max_grad_norm: float = 1.0
-    """Gradients are clipped to this norm."""
+    max_grad_norm: float | None = 1.0
+    """Gradients are clipped to this norm; None does not clip."""
 
     aspect: ImageAspect | None = None
     """Preparation of images that are not square, from this stage on; None keeps the model's. LLaVA-1.5 crops them in

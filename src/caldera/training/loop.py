@@ -24,7 +24,7 @@ from caldera.training.checkpoint import (
     set_aside_corrupt,
 )
 from caldera.training.metrics_log import MetricsLog
-from caldera.training.parameters import build_optimizer, lr_factor, set_lr
+from caldera.training.parameters import build_optimizer, lr_factor, num_warmup_steps, set_lr
 from caldera.training.prefetch import PrefetchConfig, prefetch
 from caldera.training.step import UpdateError, evaluate_loss, training_step
 
@@ -35,6 +35,9 @@ log = logging.getLogger(__name__)
 
 _MAX_NAMED = 4
 """Samples that a message names."""
+
+_SCHEDULE = "warm-up from 0"
+"""Learning rate schedule, stored in checkpoints; those of version 0.2 and before have none."""
 
 _SMOOTHING = 20
 """Steps over which the displayed loss is averaged."""
@@ -114,6 +117,7 @@ class _Loop:
             share_prefixes=share,
             max_tokens=stage.micro_batch_tokens,
             max_samples=stage.micro_batch_size,
+            loss_batch_size=stage.loss_batch_size,
         )
         self.sampler = StepSampler(
             lengths=[sample.length for sample in data.training],
@@ -161,6 +165,7 @@ class _Loop:
         restore_state(checkpoint.tensors, self.model, self.optimizer)
         self.first_step = self.saved_step = checkpoint.step
         log.info("resuming from step %d of %d", checkpoint.step, self.num_steps)
+        self.note_former_schedule(checkpoint)
         set_aside_corrupt(self.checkpoints, checkpoint.step)
         self.first_loss = self.last_loss = checkpoint.extra["first_validation_loss"]
         self.unlogged = checkpoint.extra.get("unlogged")
@@ -168,6 +173,16 @@ class _Loop:
         if self.unlogged:
             self.finish_step(checkpoint.step, self.unlogged)
         self.raise_if_stopped(checkpoint.step)
+
+    def note_former_schedule(self, checkpoint: Checkpoint) -> None:
+        """Warn if a checkpoint is of a version that warmed up otherwise, and its warm-up is not over."""
+        warmup = num_warmup_steps(self.num_steps, self.job.stage.warmup_ratio)
+        if checkpoint.step < warmup and checkpoint.extra.get("schedule") != _SCHEDULE:
+            log.warning(
+                "step %d of a warm-up of %d steps was saved by an earlier version, which began at 1/%d of the "
+                "learning rate instead of 0; the remaining steps have the rates of this version, one step behind",
+                *(checkpoint.step, warmup, warmup),
+            )
 
     @property
     def checkpoints(self) -> Path:
@@ -262,6 +277,7 @@ class _Loop:
             "first_validation_loss": self.first_loss,
             "num_records": len(self.data.training),
             "unlogged": self.unlogged,
+            "schedule": _SCHEDULE,
         }
         tensors = collect_state(self.model, self.optimizer)
         save_checkpoint(self.checkpoints, Checkpoint(step, self.fingerprint, tensors, extra))

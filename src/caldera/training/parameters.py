@@ -74,12 +74,20 @@ def _parameter_groups(
 def lr_factor(step: int, num_steps: int, warmup_ratio: float) -> float:
     """Return the fraction of the peak learning rate at `step`, counted from 0 to `num_steps` - 1.
 
-    It rises linearly over the first ceil(num_steps * warmup_ratio) steps, then falls along half a cosine to zero.
+    It rises linearly from 0 over the first ceil(num_steps * warmup_ratio) steps, then falls along half a cosine that
+    would reach 0 at `num_steps`. These are the rates of transformers' trainer, so the first step of a warm-up has rate
+    0: it changes AdamW's moments and no weight.
     """
-    warmup = math.ceil(num_steps * warmup_ratio)
+    warmup = num_warmup_steps(num_steps, warmup_ratio)
     if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / max(1, num_steps - warmup))
+        return step / warmup
+    progress = (step - warmup) / max(1, num_steps - warmup)
+    return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def num_warmup_steps(num_steps: int, warmup_ratio: float) -> int:
+    """Return the number of steps in which the learning rate rises."""
+    return math.ceil(num_steps * warmup_ratio)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import isfinite
+from math import inf, isfinite
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ class StepReport:
     """Metrics of one optimizer step."""
 
     loss: float
-    """Nats per supervised token."""
+    """Nats per supervised token, averaged over loss batches where the stage has `loss_batch_size`."""
 
     num_supervised_tokens: int
 
@@ -42,16 +42,16 @@ def training_step(
     micro_batches: Sequence[Batch],
     optimizer: torch.optim.Optimizer,
     *,
-    max_grad_norm: float,
+    max_grad_norm: float | None,
     compute: DeviceConfig,
 ) -> StepReport:
-    """Take one optimizer step on the mean loss over the supervised tokens of all micro-batches.
+    """Take one optimizer step on the mean loss over the supervised tokens of all micro-batches, by their weights.
 
     Args:
         model: Its trainable weights have gradients.
         micro_batches: Their losses are summed before the step, so the split does not change the result.
         optimizer: Updates the trainable weights.
-        max_grad_norm: Gradients are clipped to this norm.
+        max_grad_norm: Gradients are clipped to this norm; None does not clip.
         compute: Device and precision.
 
     Raises:
@@ -67,11 +67,12 @@ def training_step(
         for batch in micro_batches:
             with _out_of_memory_errors(batch):
                 with compute.autocast():
-                    loss = model(batch.to(compute.device))
-                (loss.total / divisor).backward()
-                total += float(loss.total.detach())
+                    loss = model(batch.to(compute.device)).total * batch.loss_weight
+                (loss / divisor).backward()
+                total += float(loss.detach())
             _check_finite("loss", total / divisor, [batch])
-        norm = float(nn.utils.clip_grad_norm_(trainable, max_grad_norm))
+        limit = inf if max_grad_norm is None else max_grad_norm
+        norm = float(nn.utils.clip_grad_norm_(trainable, limit))
         _check_finite("gradient norm", norm, micro_batches)
     except TrainingError:
         optimizer.zero_grad(set_to_none=True)
