@@ -111,7 +111,7 @@ SYNONYMS = {
 
 _FORMER = {new: old for old, new in RENAMED.items()}
 
-_LATER = frozenset({"save_every_minutes", "loss_batch_size"})
+_LATER = frozenset({"save_every_minutes", "loss_batch_size", "anyres_max"})
 """Settings that version 0.1 did not have; without them a run is what it was."""
 
 

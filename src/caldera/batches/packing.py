@@ -5,7 +5,7 @@ prefix. Each conversation attends to the prefix and to itself, at the positions 
 gradients are those of a row of its own.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -13,6 +13,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from caldera.batches.image_sources import ImageSource
 from caldera.batches.samples import Sample
 from caldera.images.anyres import TileLayout
 from caldera.templates.encoding import IGNORE_INDEX
@@ -194,12 +195,12 @@ class Batch:
         return len(self.target_ids)
 
 
-def collate(packs: Sequence[Pack], load_images: Callable[[Sequence[Path]], Tensor]) -> Batch:
+def collate(packs: Sequence[Pack], load_images: ImageSource) -> Batch:
     """Concatenate packs into one batch, each a row, and load their images.
 
     Args:
         packs: One for each row.
-        load_images: Returns pixels or features of all views of the images at some paths, (views, ...).
+        load_images: Source of pixels or features.
 
     Raises:
         ImageError: An image cannot be used.
@@ -208,7 +209,7 @@ def collate(packs: Sequence[Pack], load_images: Callable[[Sequence[Path]], Tenso
     new_images = [image for pack in packs for image in pack.new_images()]
     image_paths = tuple(path for path, _ in new_images)
     layouts = tuple(layout for _, layout in new_images)
-    images = load_images(image_paths)  # (views, ...)
+    images = load_images(image_paths, layouts)  # (views, ...)
     num_views = sum(layout.views for layout in layouts)
     if num_views != len(images):
         raise ValueError(
@@ -249,8 +250,8 @@ def collate(packs: Sequence[Pack], load_images: Callable[[Sequence[Path]], Tenso
 class BatchBuilder:
     """Builder of micro-batches from samples, the same for training and validation."""
 
-    load_images: Callable[[Sequence[Path]], Tensor]
-    """Source of pixels or features, as for `collate`."""
+    load_images: ImageSource
+    """Source of pixels or features."""
 
     share_prefixes: bool
     """Whether conversations about the same images share their common tokens."""

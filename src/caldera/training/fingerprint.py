@@ -21,6 +21,7 @@ from caldera.files.atomic import to_plain_json, write_json
 from caldera.files.fingerprint import describe_changes, json_fingerprint
 from caldera.formats.weight_names import digest_weights
 from caldera.images.decoding import DEFAULT_DECODING, DecodingConfig
+from caldera.images.processor import ImageProcessor
 from caldera.model.bundle import LlavaBundle
 from caldera.overrides import with_current_names, with_former_names
 from caldera.training.hyperparameters import Stage, deciding_settings
@@ -78,7 +79,7 @@ class RunFingerprint:
                 },
                 "vision_feature_layer": model.vision.select_layer,
                 "feature_select": model.vision.select,
-                "image_processor": asdict(assistant.processor),
+                "image_processor": _processor_settings(assistant.processor),
                 "decoding": asdict(decoding),
                 "previous_stage": assistant.card.stage,
                 "precision": str(compute.dtype).removeprefix("torch."),
@@ -150,6 +151,14 @@ class RunFingerprint:
         for sample, files in self._records:
             digest.update(_record_text(sample, files))
         return digest.hexdigest()
+
+
+def _processor_settings(processor: ImageProcessor) -> dict[str, Any]:
+    """Return the settings of an image processor, without `anyres_max`, which is new, where it is not set."""
+    settings = asdict(processor)
+    if processor.anyres_max is None:
+        del settings["anyres_max"]
+    return settings
 
 
 def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
