@@ -121,7 +121,7 @@ def build(
         tokenizer=assistant.tokenizer,
         template=find_template(case.stage.template),
         image_token_id=model.image_token_id,
-        layout=assistant.processor.layout,
+        layouts=assistant.processor.layouts,
         count_tokens=model.count_tokens,
         max_length=1000,
     )
