@@ -149,6 +149,29 @@ def test_judged_answers_wait_for_the_judge(
     assert not (tmp_path / "o" / "results.json").exists()
 
 
+def test_a_test_split_is_asked_without_scores(
+    call: Call, serve: Serve, pope: Path, tmp_path: Path
+) -> None:
+    """LLaVA's question file of a test split gives answers to submit; some correct answers of all are an error."""
+    lines = [{"question_id": n, "image": f"{n}.jpg", "text": f"What is {n}?"} for n in (1, 2)]
+    (tmp_path / "q.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    server = serve(answers_with("a dog", "a dog"))
+    words = ("--model", server.url, "--served-model", "m", "--questions", tmp_path / "q.jsonl")
+    words += ("--images", pope / "val2014", "--out", tmp_path / "o")
+    code, stdout, stderr = call("vqav2", *words)
+    assert code == 0, stderr
+    assert "next: caldera evaluate score vqav2 --answers" in stdout
+    assert "submit the answers to the benchmark's server" in " ".join(stdout.split())
+    assert read_answers(tmp_path / "o" / "answers.jsonl") == {"1": "a dog", "2": "a dog"}
+    assert [body["max_tokens"] for body in server.bodies()] == [128, 128]
+    answer = {"answers": [{"answer": "dog"}], "question_type": "what", "answer_type": "other"}
+    (tmp_path / "a.json").write_text(json.dumps({"annotations": [answer | {"question_id": 1}]}))
+    code, _, stderr = call("vqav2", *words, "--annotations", tmp_path / "a.json")
+    assert code == 3
+    assert "1 of 2 questions have no correct answer, the first 2; give the files" in stderr
+    assert server.count == 2
+
+
 def test_the_help_of_a_benchmark_describes_it(call: Call) -> None:
     """Size, chance and files, and a command to copy, before the options."""
     code, stdout, _ = call("pope", "--help")

@@ -165,10 +165,16 @@ def _evaluate(spec: "BenchmarkSpec") -> Callable[..., None]:
         )
         if results is None:
             answers = folder / "answers.jsonl"
+            scorer = "judge" if spec.judging else "score"
             print_result(
                 f"answers  {answers}",
-                f"next: caldera evaluate judge {spec.name} --answers {answers} ...",
+                f"next: caldera evaluate {scorer} {spec.name} --answers {answers} ...",
             )
+            if scorer == "score":
+                print_result(
+                    "the files have no correct answers; give them as --annotations, or submit the answers to the "
+                    "benchmark's server"
+                )
         else:
             print_run(results, folder)
 

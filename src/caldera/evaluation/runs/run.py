@@ -72,7 +72,7 @@ def evaluate_benchmark(
         runtime: Device, precision and progress reporting.
 
     Returns:
-        The results; None if a judge has to read the answers first.
+        The results; None if a judge has to read the answers first, or the files have no correct answers.
 
     Raises:
         UsageError: Files are missing.
@@ -81,11 +81,7 @@ def evaluate_benchmark(
     spec, sources, limit = evaluation.spec, evaluation.sources, evaluation.limit
     benchmark = spec.load(sources)
     items = benchmark.items
-    if without_question := [item.id for item in items if not item.conversation.turns]:
-        raise InputError(
-            f"{len(without_question)} items have an answer but no question, the first {without_question[0]}; these "
-            f"files can score answers, but to ask a model {spec.name} needs its questions, too (--questions)"
-        )
+    _check_complete(spec, items)
     info = _benchmark_info(spec, sources, len(items))
     if limit is not None and limit < len(items):
         benchmark = with_items(benchmark, limit_items(items, limit))
@@ -95,7 +91,7 @@ def evaluate_benchmark(
     _check_images(benchmark.items, folder)
     answerer = open_answerer(model, config, server, runtime.compute)
     longest, progress = config.max_new_tokens, runtime.progress
-    if spec.needs_judge(benchmark.items):
+    if spec.needs_judge(benchmark.items) or not items[0].references:
         answer_items(
             benchmark, answerer, folder=folder, out=out, max_new_tokens=longest, progress=progress
         )
@@ -109,6 +105,21 @@ def evaluate_benchmark(
         max_new_tokens=longest,
         progress=progress,
     )
+
+
+def _check_complete(spec: BenchmarkSpec, items: Sequence[Item]) -> None:
+    """Check that every item has a question, and that all have correct answers or none, as those of test splits."""
+    if without_question := [item.id for item in items if not item.conversation.turns]:
+        raise InputError(
+            f"{len(without_question)} items have an answer but no question, the first {without_question[0]}; these "
+            f"files can score answers, but to ask a model {spec.name} needs its questions, too (--questions)"
+        )
+    unanswered = [item.id for item in items if not item.references]
+    if unanswered and len(unanswered) < len(items) and spec.judging is None:
+        raise InputError(
+            f"{len(unanswered)} of {len(items)} questions have no correct answer, the first {unanswered[0]}; give the "
+            "files of one split"
+        )
 
 
 def _check_images(items: Sequence[Item], folder: Path) -> None:
