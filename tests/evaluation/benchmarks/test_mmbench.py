@@ -72,6 +72,17 @@ def test_prompts_are_in_the_language_of_the_benchmark(mmbench: Path) -> None:
     assert conversations[0].images == ("7.jpg",)
 
 
+def test_the_first_missing_choice_ends_the_choices(tmp_path: Path) -> None:
+    """As in LLaVA's script, so that a letter is always that of its column."""
+    heading = "index\tquestion\thint\tA\tB\tC\tD\tanswer\n"
+    (tmp_path / "dev.tsv").write_text(f"{heading}7\tWhich?\tnan\tred\tgreen\t\tblue\tA\n")
+    [item] = MMBENCH.load(Sources(questions=tmp_path / "dev.tsv")).items
+    assert item.choices == ("red", "green")
+    (tmp_path / "dev.tsv").write_text(f"{heading}7\tWhich?\tnan\tred\tgreen\t\tblue\tD\n")
+    with pytest.raises(InputError, match="the answer should be one of AB, got 'D'"):
+        MMBENCH.load(Sources(questions=tmp_path / "dev.tsv"))
+
+
 def test_tables_that_cannot_be_scored_are_rejected(mmbench: Path, tmp_path: Path) -> None:
     """A rotation without its question, a split without answers, a repeated row."""
     text = mmbench.read_text()

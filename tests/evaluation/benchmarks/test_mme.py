@@ -136,6 +136,20 @@ def test_json_lines_need_labels_and_prompts(cognition: Path, tmp_path: Path) -> 
         score_answer_files(Sources(annotations=cognition), other)
 
 
+def test_prompts_have_llavas_instruction_in_place_of_mmes(cognition: Path) -> None:
+    """With the spaces before it, of which MME has none, one or two; the id keeps its form."""
+    code = cognition / "code_reasoning.txt"
+    text = code.read_text().replace(f"two? {INSTRUCTION}", f"two?  {INSTRUCTION}")
+    code.write_text(text.replace(f"one? {INSTRUCTION}", f"one\uff1f{INSTRUCTION}"))
+    items = load_questions(Sources(annotations=cognition)).items
+    assert [item.conversation.turns[0].text for item in items[:3]] == [
+        f"\nIs it two?\n{SHORT_ANSWER}",
+        f"\nIs it one\uff1f\n{SHORT_ANSWER}",
+        f"\nIs it six?\n{SHORT_ANSWER}",
+    ]
+    assert items[0].id == "code_reasoning/2.png: Is it two?"
+
+
 def test_there_are_fourteen_sub_tasks() -> None:
     """They have 2,374 questions in total."""
     assert (len(SIZES), sum(SIZES.values())) == (14, 2374)

@@ -9,7 +9,7 @@ import pytest
 
 from caldera.errors import InputError, UsageError
 from caldera.evaluation.benchmark import Sources
-from caldera.evaluation.benchmarks.pope import score_answer_files
+from caldera.evaluation.benchmarks.pope import load_questions, score_answer_files
 
 SHORT = "\nAnswer the question using a single word or phrase."
 
@@ -79,6 +79,43 @@ def test_a_split_worked_by_hand_in_any_order(tmp_path: Path) -> None:
         "parse_failures": 0,
     }  # fmt: skip
     assert score.item_scores == {"100": 1.0, "101": 0.0, "102": 0.0, "103": 1.0}
+
+
+@pytest.mark.parametrize("of_labels", ["imange", "image"])
+def test_both_spellings_of_popes_files_are_one_question(tmp_path: Path, of_labels: str) -> None:
+    """Labels, LLaVA's questions and answers match in any spelling; LLaVA's text is asked, or that of the labels."""
+    [of_llava] = {"imange", "image"} - {of_labels}
+    lines = [
+        {**line, "text": f"Is there an {n} in the {of_labels}?"} for n, line in enumerate(labels())
+    ]
+    annotations = write(tmp_path / "coco_pope_random.json", lines)
+    llava = [
+        {"question_id": 100 + n, "image": line["image"], "category": "random",
+         "text": line["text"].replace(of_labels, of_llava) + SHORT}
+        for n, line in enumerate(lines)
+    ]  # fmt: skip
+    questions = write(tmp_path / "q.jsonl", llava)
+    alone, both = Sources(annotations=annotations), Sources(annotations=annotations, questions=questions)  # fmt: skip
+    for sources, texts in (
+        (alone, [line["text"] + SHORT for line in lines]),
+        (both, [line["text"] for line in llava]),
+    ):
+        items = load_questions(sources).items
+        assert [item.conversation.turns[0].text for item in items] == [
+            f"\n{text}" for text in texts
+        ]
+        for prompts in (lines, llava):
+            answers = [
+                {"question_id": 100 + n, "prompt": line["text"], "text": label}
+                for n, (line, label) in enumerate(zip(prompts, ("yes", "no") * 2, strict=True))
+            ]
+            path = write(tmp_path / "a.jsonl", answers)
+            assert score_answer_files(sources, path).metrics["accuracy"] == 100.0
+    rows = toolkit_rows(("no", "yes") * 2, "random")
+    for row, line in zip(rows, llava[::-1], strict=True):
+        row["question"] = line["text"]
+    path = write(tmp_path / "t.jsonl", rows)
+    assert score_answer_files(alone, path).metrics["accuracy"] == 100.0
 
 
 def test_answers_without_yes_or_no_are_counted_as_by_pope_and_listed(tmp_path: Path) -> None:

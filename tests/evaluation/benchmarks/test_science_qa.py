@@ -212,6 +212,54 @@ def test_prompts_have_the_requested_layout(folder: Path, layout: str, text: str)
     assert isinstance(turn.parts[0], str) == bool(layout)
 
 
+def test_llavas_question_files_are_asked_as_by_its_script(folder: Path) -> None:
+    """In every layout of its converter: the image first, the ends stripped, a letter requested if it is the answer."""
+    text = "Which?\nContext: Look.\nOptions: (A) red (B) green (C) blue"
+    records = [
+        {"id": "2", "conversations": [{"from": "human", "value": text},
+                                      {"from": "gpt", "value": "L S The answer is B."}]},
+        {"id": "3", "image": "3/image.png",
+         "conversations": [{"from": "human", "value": f"{text.replace('Look.', 'N/A')}\nBECAUSE: L\n<image>"},
+                           {"from": "gpt", "value": "LECTURE: L\n###\nANSWER: C."}]},
+        {"id": "4", "image": "4/image.png",
+         "conversations": [{"from": "human", "value": "<image>\nWhich?\nA. red\nB. green "},
+                           {"from": "gpt", "value": "A"}]},
+    ]  # fmt: skip
+    path = folder / "llava_test_QCM-LEA.json"
+    path.write_text(json.dumps(records))
+    items = load_questions(Sources(questions=path)).items
+    assert [item.conversation.turns[0].text for item in items] == [
+        text,
+        f"\n{text.replace('Look.', 'N/A')}\nBECAUSE: L",
+        f"\nWhich?\nA. red\nB. green\n{LETTER_PROMPT}",
+    ]
+    assert [item.references for item in items] == [("B",), ("C",), ("A",)]
+    assert [len(item.choices) for item in items] == [3, 3, 2]
+    assert [item.slices for item in items] == [("TXT",), ("IMG",), ("IMG",)]
+    first = items[1].conversation.turns[0].parts[0]
+    assert not isinstance(first, str)
+    with pytest.raises(UsageError, match="has its own prompts, so --prompt-layout LEPA has no"):
+        load_questions(Sources(questions=path, prompt_layout="LEPA"))
+
+
+def test_the_question_files_text_is_asked_next_to_problems(folder: Path) -> None:
+    """Its text precedes that of problems.json, which adds subject and grade."""
+    records = []
+    for name, entry in PROBLEMS.items():
+        text = f"<image>\nReworded {name}?\nA. red\nB. green\nC. blue"
+        turns = {"human": text, "gpt": "ABC"[entry["answer"]]}
+        conversations = [{"from": role, "value": value} for role, value in turns.items()]
+        if entry["split"] == "test":
+            records.append({"id": name, "image": f"{name}.png", "conversations": conversations})
+    path = folder / "llava_test_CQM-A.json"
+    path.write_text(json.dumps(records))
+    items = load_questions(Sources(questions=path, annotations=folder / "problems.json")).items
+    assert [item.conversation.turns[0].text.split("\n")[1] for item in items] == [
+        f"Reworded {name}?" for name in ("1", "2", "3", "5")
+    ]
+    assert items[0].category == "NAT"
+
+
 def test_letters_without_questions_cannot_be_loaded(folder: Path) -> None:
     """A table of correct answers has no questions."""
     with pytest.raises(UsageError, match="asking needs --questions"):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from caldera.errors import InputError
+from caldera.evaluation.benchmark import Sources
 from caldera.evaluation.benchmarks.seed_bench import SEED_BENCH
 from tests.evaluation.benchmarks.official import score_texts
 
@@ -35,6 +36,10 @@ def test_scores_are_by_dimension_and_by_medium(tmp_path: Path) -> None:
         "questions": 2,
         "parse_failures": 0,
     }
+    items = SEED_BENCH.load(Sources(questions=tmp_path / "seed.json")).items
+    assert items[2].conversation.images == ("SEED-Bench-video-image/10_v0.png",), (
+        "as LLaVA's script"
+    )
     (tmp_path / "seed.json").write_text("[]")
     with pytest.raises(InputError, match=r"should be SEED-Bench\.json, an object"):
         score_texts(SEED_BENCH, tmp_path, tmp_path / "seed.json", {"1": "A"})
