@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from caldera.conversation import Conversation, Turn
 from caldera.errors import CalderaError, ConversationError, ImageError, UsageError
 from caldera.files.skipped_items import SkippedItems
 from caldera.formats.assemble import assemble
 from caldera.formats.model_folder import load_model_folder
+from caldera.formats.tokenizer import added_token_ids
 from caldera.model.bundle import LlavaBundle
 from caldera.templates.template import find_template
 from caldera.templates.tokenization import context_tokenizer
@@ -68,6 +70,19 @@ def test_a_job_trains_and_writes_a_complete_folder(
     ]
     logged = read_tensorboard(tmp_path / "run" / "tensorboard")
     assert [pytest.approx(step, rel=1e-6) for step in logged] == expected
+
+
+def test_a_job_trains_no_row_of_an_added_token(
+    assistant: LlavaBundle, photos: Path, tmp_path: Path
+) -> None:
+    """The head's rows of the image token, of padding, and without a token stay as they were; every other one moves."""
+    head = assistant.model.language.get_output_embeddings()
+    assert isinstance(head, nn.Linear)
+    before = head.weight.detach().clone()
+    added = added_token_ids(assistant.tokenizer, len(before))
+    job(assistant, photos, tmp_path / "run").run()
+    changed = (head.weight != before).any(dim=1)
+    assert (~changed).nonzero().flatten().tolist() == added
 
 
 def test_a_job_adds_the_special_tokens_of_its_template(

@@ -358,7 +358,7 @@ def test_a_warm_up_that_an_earlier_version_began_is_told(
     is_former: bool,
     is_told: bool,
 ) -> None:
-    """Its checkpoints name no schedule; after the 4 steps of the warm-up the rates are the same as before."""
+    """Its checkpoints name no version; after the 4 steps of the warm-up the rates are the same as before."""
     run, stage = tmp_path / "run", replace(STAGE, warmup_ratio=0.4)
     with pytest.MonkeyPatch.context() as patch:
         stop = calls_first(training_step, send(signal.SIGTERM), call_number=step)
@@ -369,7 +369,7 @@ def test_a_warm_up_that_an_earlier_version_began_is_told(
     assert saved is not None
     if is_former:
         shutil.rmtree(run / "checkpoints")
-        del saved.extra["schedule"]
+        del saved.extra["loop_version"]
         save_checkpoint(run / "checkpoints", saved)
     make_job(start(), photos, run, stage, resume=True).run()
     line = (

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 
@@ -16,6 +16,7 @@ from caldera.batches.samples import Sample
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import TrainingError
 from caldera.formats.assemble import assemble
+from caldera.formats.tokenizer import added_token_ids
 from caldera.model.bundle import LlavaBundle
 from caldera.templates.encoding import IGNORE_INDEX
 from caldera.training.hyperparameters import FINETUNE, PRETRAIN
@@ -74,6 +75,32 @@ def test_the_loss_is_the_plain_padded_one(assistant: LlavaBundle, photos: Path) 
             torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-5)
             compared += 1
     assert compared > 20
+
+
+def test_added_tokens_take_no_part_in_the_loss(assistant: LlavaBundle, photos: Path) -> None:
+    """The loss is that of a head without the rows that LLaVA's has not, whatever these rows hold."""
+    model, tokenizer = assistant.model, assistant.tokenizer
+    batch = batch_of(assistant, mixed_samples(assistant, photos))
+    added = added_token_ids(tokenizer, len(model.embedding_weight))
+    num_words = len(tokenizer.get_vocab()) - 2
+    assert added == [*range(num_words, len(model.embedding_weight))]
+    assert tokenizer.convert_ids_to_tokens(added[:2]) == ["<image>", "<pad>"]
+    model.exclude_from_loss(added)
+    head = model.language.get_output_embeddings()
+    assert isinstance(head, nn.Linear)
+    with torch.no_grad():
+        head.weight[added] = 1e3
+
+    loss = model(batch).total
+    hidden = model.hidden_states(batch)[batch.target_positions]
+    logits = hidden @ head.weight[:num_words].T
+
+    expected = cross_entropy(logits, batch.target_ids, reduction="sum")
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    [gradient] = torch.autograd.grad(loss, [head.weight], retain_graph=True)
+    [expected_gradient] = torch.autograd.grad(expected, [head.weight])
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-5)
+    assert not gradient[added].any()
 
 
 def test_samples_of_a_batch_do_not_affect_each_other(assistant: LlavaBundle, photos: Path) -> None:

@@ -72,6 +72,19 @@ def add_image_token(tokenizer: PreTrainedTokenizerFast) -> None:
         tokenizer.add_special_tokens({"pad_token": _PAD_TOKEN})
 
 
+def added_token_ids(tokenizer: PreTrainedTokenizerFast, num_rows: int) -> list[int]:
+    """Return the ids of what `add_image_token` added, and of embedding rows without a token: none is ever supervised.
+
+    Args:
+        tokenizer: Of the model, with the image token.
+        num_rows: Rows of the model's embedding table.
+    """
+    image_id = image_token_id(tokenizer)
+    pad_id = tokenizer.get_vocab().get(_PAD_TOKEN, -1)
+    added = [image_id, pad_id] if pad_id > image_id else [image_id]
+    return [*added, *range(len(tokenizer), num_rows)]
+
+
 def vocab_size_without_image(tokenizer: PreTrainedTokenizerFast) -> int:
     """Return the number of tokens before those that `add_image_token` appended.
 

@@ -66,6 +66,9 @@ class Loss:
 class Llava(nn.Module):
     """Vision tower, projector and language model, joined as in LLaVA."""
 
+    excluded_ids: Tensor
+    """Tokens that take no part in the loss, (tokens,)."""
+
     def __init__(
         self,
         vision: VisionTower,
@@ -81,6 +84,13 @@ class Llava(nn.Module):
         self.image_token_id = image_token_id
         self.batch_layout: BatchLayout = "padded"
         """Form in which rows are passed to the language model; `choose_batch_layout` sets it."""
+        self.register_buffer("excluded_ids", torch.empty(0, dtype=torch.long), persistent=False)
+
+    def exclude_from_loss(self, token_ids: Sequence[int]) -> None:
+        """Leave tokens that are never supervised out of the softmax of the loss, so that their rows are not trained."""
+        self.excluded_ids = torch.tensor(
+            token_ids, dtype=torch.long, device=self.excluded_ids.device
+        )
 
     def forward(self, batch: Batch) -> Loss:
         """Return the cross entropy of the supervised tokens; logits are computed only where one follows.
@@ -90,13 +100,20 @@ class Llava(nn.Module):
         hidden = self.hidden_states(batch)[batch.target_positions]  # (supervised, width)
         head = self.language.get_output_embeddings()
         total = chunked_cross_entropy(
-            lambda states: compute_logits(self.language, states),
+            self._loss_logits,
             hidden,
             batch.target_ids,
             vocabulary=len(head.weight),
             head=[*head.parameters()],
         )
         return Loss(total, batch.num_supervised_tokens)
+
+    def _loss_logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits, (positions, vocabulary), of hidden states, (positions, width), for the loss."""
+        logits = compute_logits(self.language, hidden)
+        if len(self.excluded_ids):
+            logits.index_fill_(-1, self.excluded_ids, -torch.inf)
+        return logits
 
     def hidden_states(self, batch: Batch) -> Tensor:
         """Return the language model's last hidden states, (tokens, width)."""

@@ -14,6 +14,7 @@ from caldera.batches.packing import BatchBuilder, Pack, group_by_images
 from caldera.batches.sampler import BatchLimit, StepSampler
 from caldera.batches.samples import Sample
 from caldera.errors import InputError, OutputError, TrainingError, UsageError
+from caldera.formats.tokenizer import added_token_ids
 from caldera.interruption import StopRequest, deferred_signals
 from caldera.model.batch_layout import supports_shared_prefixes
 from caldera.training.checkpoint import (
@@ -36,8 +37,9 @@ log = logging.getLogger(__name__)
 _MAX_NAMED = 4
 """Samples that a message names."""
 
-_SCHEDULE = "warm-up from 0"
-"""Learning rate schedule, stored in checkpoints; those of version 0.2 and before have none."""
+_VERSION = 2
+"""Version of what a step computes, stored in checkpoints. Those of caldera 0.2 and before have none: their warm-up was
+one step ahead, and added tokens took part in the loss."""
 
 _SMOOTHING = 20
 """Steps over which the displayed loss is averaged."""
@@ -149,6 +151,7 @@ class _Loop:
     def _start(self, checkpoint: Checkpoint | None) -> None:
         """Restore the checkpoint, or measure the validation loss before the first step."""
         out = self.job.out
+        self.follow_version(checkpoint)
         if checkpoint is None:
             set_aside_corrupt(self.checkpoints, 0)
             self.metrics = MetricsLog(out)
@@ -165,7 +168,6 @@ class _Loop:
         restore_state(checkpoint.tensors, self.model, self.optimizer)
         self.first_step = self.saved_step = checkpoint.step
         log.info("resuming from step %d of %d", checkpoint.step, self.num_steps)
-        self.note_former_schedule(checkpoint)
         set_aside_corrupt(self.checkpoints, checkpoint.step)
         self.first_loss = self.last_loss = checkpoint.extra["first_validation_loss"]
         self.unlogged = checkpoint.extra.get("unlogged")
@@ -174,10 +176,15 @@ class _Loop:
             self.finish_step(checkpoint.step, self.unlogged)
         self.raise_if_stopped(checkpoint.step)
 
-    def note_former_schedule(self, checkpoint: Checkpoint) -> None:
-        """Warn if a checkpoint is of a version that warmed up otherwise, and its warm-up is not over."""
+    def follow_version(self, checkpoint: Checkpoint | None) -> None:
+        """Leave added tokens out of the loss; a run that an earlier version began keeps the loss that it had."""
+        assistant = self.job.assistant
+        if checkpoint is None or checkpoint.extra.get("loop_version") == _VERSION:
+            num_rows = len(self.model.embedding_weight)
+            self.model.exclude_from_loss(added_token_ids(assistant.tokenizer, num_rows))
+            return
         warmup = num_warmup_steps(self.num_steps, self.job.stage.warmup_ratio)
-        if checkpoint.step < warmup and checkpoint.extra.get("schedule") != _SCHEDULE:
+        if checkpoint.step < warmup:
             log.warning(
                 "step %d of a warm-up of %d steps was saved by an earlier version, which began at 1/%d of the "
                 "learning rate instead of 0; the remaining steps have the rates of this version, one step behind",
@@ -277,7 +284,7 @@ class _Loop:
             "first_validation_loss": self.first_loss,
             "num_records": len(self.data.training),
             "unlogged": self.unlogged,
-            "schedule": _SCHEDULE,
+            "loop_version": _VERSION,
         }
         tensors = collect_state(self.model, self.optimizer)
         save_checkpoint(self.checkpoints, Checkpoint(step, self.fingerprint, tensors, extra))
