@@ -1,4 +1,4 @@
-"""Chat template of a third-party model folder, and the known template that it equals."""
+"""Chat templates of model folders: the one that is written, and the known one that a third-party folder's equals."""
 
 import shlex
 from pathlib import Path
@@ -9,10 +9,27 @@ from transformers import PreTrainedTokenizerFast
 from caldera.errors import ModelFormatError
 from caldera.formats.config import read_json
 from caldera.templates.detection import DetectedTemplate, detect_template
-from caldera.templates.template import TEMPLATES
+from caldera.templates.jinja import chat_template
+from caldera.templates.template import TEMPLATES, find_template
+from caldera.templates.tokenization import start_ids
 
 _JSON_FILES = ("chat_template.json", "processor_config.json", "tokenizer_config.json")
 """Files with a chat template as a setting, in the order in which transformers prefers them."""
+
+
+def folder_chat_template(name: str, tokenizer: PreTrainedTokenizerFast) -> str:
+    """Return a known template in Jinja for a model folder, with the start token that the tokenizer adds.
+
+    Servers such as vLLM tokenize a rendered chat without adding special tokens. A tokenizer that puts a space before
+    the first text only needs it written behind a start token, to give the same ids.
+    """
+    template = find_template(name)
+    jinja = chat_template(template, starts=bool(start_ids(tokenizer)))
+    if not start_ids(tokenizer):
+        return jinja
+    ids = tokenizer(template.prefix).input_ids
+    written = tokenizer(f"{tokenizer.bos_token}{template.prefix}", add_special_tokens=False)
+    return f"{{{{ bos_token }}}}{'' if written.input_ids == ids else ' '}{jinja}"
 
 
 def read_chat_template(folder: Path) -> str | None:

@@ -1,5 +1,6 @@
 """Model folders: reader and writer of a folder that transformers itself loads, plus `caldera.json`."""
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -11,10 +12,12 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    ProcessorMixin,
 )
 
 from caldera.errors import ModelFormatError
 from caldera.files.atomic import atomic_folder, write_json
+from caldera.formats.chat_template import folder_chat_template
 from caldera.formats.config import build_on_meta_device, read_config, sub_config
 from caldera.formats.image_processor import load_processor
 from caldera.formats.metadata import METADATA_FILE, read_metadata
@@ -43,9 +46,6 @@ from caldera.model.bundle import LlavaBundle, ModelMetadata, eos_token_ids
 from caldera.model.llava import Llava
 from caldera.model.projector import add_image_newline, build_projector
 from caldera.model.vision_tower import VisionTower
-from caldera.templates.jinja import chat_template
-from caldera.templates.template import find_template
-from caldera.templates.tokenization import start_ids
 
 _PREFIXED_TOWERS = ("clip_vision_model", "siglip_vision_model")
 """Vision towers whose weights llava-hf's folders put below `vision_model`."""
@@ -90,15 +90,26 @@ def fill_model_folder(
     config = to_transformers_config(model, metadata, tokenizer, stored_dtype(weights))
     write_json(folder / "config.json", config)
     write_weights(folder, weights, tick=tick)
-    jinja = chat_template(find_template(metadata.template), starts=bool(start_ids(tokenizer)))
+    jinja = folder_chat_template(metadata.template, tokenizer)
     processor = to_transformers_processor(assistant.processor, model.vision, tokenizer, jinja)
     processor.save_pretrained(folder)
+    _add_files_of_transformers_4(folder, processor)
     GenerationConfig(
         eos_token_id=eos_token_ids(assistant),
         bos_token_id=tokenizer.bos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     ).save_pretrained(folder)
     write_json(folder / METADATA_FILE, metadata.model_dump())
+
+
+def _add_files_of_transformers_4(folder: Path, processor: ProcessorMixin) -> None:
+    """Write what transformers 4 reads in another file, or by another name, than 5."""
+    processor.image_processor.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_bytes())
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    config["additional_special_tokens"] = config.pop("extra_special_tokens", [])
+    write_json(path, config)
 
 
 def uses_vision_model_prefix(vision: PreTrainedModel) -> bool:

@@ -71,7 +71,20 @@ def to_transformers_config(
         # No id where there is no such token: transformers' default would be an ordinary one.
         config["video_token_index"] = tokenizer.get_vocab().get(VIDEO_TOKEN, -1)
     config["dtype"] = str(dtype).removeprefix("torch.")
+    _add_former_rope_settings(config["text_config"])
     return config
+
+
+def _add_former_rope_settings(text_config: dict[str, Any]) -> None:
+    """Add the names that transformers 4 knows: without them, it computes with its own default base."""
+    rope = dict(text_config.get("rope_parameters") or {})
+    text_config |= {name: rope.pop(name) for name in _FORMER_ROPE_SETTINGS & rope.keys()}
+    if rope.get("rope_type", "default") != "default":
+        text_config["rope_scaling"] = rope
+
+
+_FORMER_ROPE_SETTINGS = {"rope_theta", "partial_rotary_factor"}
+"""Settings of rotary embeddings that transformers 4 reads from the config itself."""
 
 
 _CONFIG_CLASSES: dict[str, tuple[str, Any]] = {
