@@ -124,11 +124,15 @@ def test_drawn_cases_are_scenes_and_unusual_files(tmp_path: Path) -> None:
 
 
 def test_the_original_layout_is_written_with_notes(tmp_path: Path, assistant: LlavaBundle) -> None:
-    """Nothing here runs it, so it is not compared; the notes describe how it is used."""
+    """The notes name the conversation mode, and the command that compares it."""
     save_model_folder(tmp_path / "m", assistant)
     report = export_model(
         "original", ExportConfig(folder=tmp_path / "m", out=tmp_path / "llava-tiny"), NoProgress()
     )
     assert report.parity is None
-    assert any("'vicuna_v1'" in note for note in report.notes)
+    assert any("--conv-mode vicuna_v1" in note for note in report.notes)
+    command = (
+        f"caldera parity {tmp_path / 'm'} --against original --original {tmp_path / 'llava-tiny'}"
+    )
+    assert any(note.endswith(command) for note in report.notes)
     assert (tmp_path / "llava-tiny" / "config.json").is_file()

@@ -70,7 +70,7 @@ def export(
     print_message(f"written: {out_folder}", *(f"note: {note}" for note in report.notes))
     if report.parity is None:
         unwritten = f", so {json_file} is not written" if json_file else ""
-        print_message(f"not compared: no program here runs the format {to!r}{unwritten}")
+        print_message(f"not compared{unwritten}")
         return
     _print_parity(report.parity, json_file)
     if report.known_fault:
@@ -81,8 +81,15 @@ def export(
 
 def parity(
     model: ModelFolder,
-    against: Annotated[str, typer.Option(help="transformers or gguf.")],
+    against: Annotated[str, typer.Option(help="transformers, gguf or original.")],
     gguf: Annotated[Path | None, typer.Option(help="Folder of the GGUF files.")] = None,
+    original: Annotated[
+        Path | None, typer.Option(help="Folder in the layout of LLaVA's own code.")
+    ] = None,
+    python: Annotated[
+        Path | None,
+        typer.Option(help="Python that has LLaVA's package llava, to run its own code."),
+    ] = None,
     fix_class_token: Annotated[
         bool,
         typer.Option("--fix-class-token", help="Put llama.cpp's class token first while it runs."),
@@ -97,6 +104,8 @@ def parity(
       caldera parity runs/demo/model --against transformers
 
       caldera parity runs/demo/model --against gguf --gguf runs/demo/gguf --images dog.jpg
+
+      caldera parity runs/demo/model --against original --original llava-demo --python llava/bin/python
     """
     from caldera.export.export import ParityConfig, compare_model
     from caldera.progress import default_progress
@@ -105,6 +114,8 @@ def parity(
         folder=model,
         against=against,
         gguf=gguf,
+        original=original,
+        python=python,
         fix_class_token=fix_class_token,
         images=images or (),
     )

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +12,7 @@ from caldera.errors import UnknownNameError, UsageError
 from caldera.export.parity.caldera_side import Caldera
 from caldera.export.parity.compare import OtherSide, Parity, ParityCase, check_readable, compare
 from caldera.export.parity.llama_cpp_side import CLASS_TOKEN_LAST, LlamaCpp, require_llama_cpp
+from caldera.export.parity.original_side import open_original
 from caldera.export.parity.sample_images import build_cases, draw_cases
 from caldera.export.parity.transformers_side import Transformers
 from caldera.formats.gguf.export import chat_template_of, gguf_files, write_gguf_files
@@ -52,6 +53,12 @@ class ParityConfig:
     gguf: Path | None = None
     """Folder of the GGUF files, for `gguf`."""
 
+    original: Path | None = None
+    """Folder in LLaVA's own layout, for `original`."""
+
+    python: Path | None = None
+    """Python that has LLaVA's package, to run its own code on that folder; without it the folder is imported again."""
+
     fix_class_token: bool = False
     """Whether to move llama.cpp's class token to the front while it runs."""
 
@@ -80,12 +87,14 @@ def _export_original(config: ExportConfig, progress: Progress) -> ExportReport:
     }
     if unused := [name for name, value in options.items() if value]:
         raise UsageError(
-            f"{' and '.join(unused)} would not be used: the original layout keeps the weights as they are, and nothing "
-            "here runs it to compare; remove it"
+            f"{' and '.join(unused)} would not be used: the original layout keeps the weights as they are; remove it"
         )
     with progress.task("writing", len(read_weights(config.folder))) as tick:
         notes = write_original(config.folder, config.out, lambda file: tick(detail=file))
-    return ExportReport(None, notes)
+    compare = (
+        f"compare it: caldera parity {config.folder} --against original --original {config.out}"
+    )
+    return ExportReport(None, (*notes, compare))
 
 
 def _export_gguf(config: ExportConfig, progress: Progress) -> ExportReport:
@@ -146,20 +155,40 @@ def export_model(name: str, config: ExportConfig, progress: Progress) -> ExportR
     return EXPORT_FORMATS[name](replace(config, folder=find_model(config.folder)), progress)
 
 
-def _load_llama_cpp(config: ParityConfig, assistant: LlavaBundle) -> OtherSide:
+def _load_llama_cpp(
+    config: ParityConfig, assistant: LlavaBundle
+) -> AbstractContextManager[OtherSide]:
     if config.gguf is None:
         raise UsageError("the folder of the GGUF files is missing; pass --gguf FOLDER")
-    return LlamaCpp(
-        gguf_files(config.gguf),
-        chat_template_of(assistant),
-        assistant.model.image_token_id,
-        fix_class_token=config.fix_class_token,
+    return closing(
+        LlamaCpp(
+            gguf_files(config.gguf),
+            chat_template_of(assistant),
+            assistant.model.image_token_id,
+            fix_class_token=config.fix_class_token,
+        )
     )
 
 
-PARITY_BACKENDS: dict[str, Callable[[ParityConfig, LlavaBundle], OtherSide]] = {
-    "transformers": lambda config, assistant: Transformers(config.folder, assistant.card.template),
+def _open_original(
+    config: ParityConfig, assistant: LlavaBundle
+) -> AbstractContextManager[OtherSide]:
+    if config.original is None:
+        raise UsageError(
+            "the folder in LLaVA's own layout is missing; pass --original FOLDER, which caldera export --to original "
+            "writes"
+        )
+    return open_original(config.original, assistant, config.python)
+
+
+PARITY_BACKENDS: dict[
+    str, Callable[[ParityConfig, LlavaBundle], AbstractContextManager[OtherSide]]
+] = {
+    "transformers": lambda config, assistant: nullcontext(
+        Transformers(config.folder, assistant.card.template)
+    ),
     "gguf": _load_llama_cpp,
+    "original": _open_original,
 }
 """Implementations to compare with, by name."""
 
@@ -179,8 +208,10 @@ def compare_model(config: ParityConfig, progress: Progress) -> Parity:
         check_readable(config.images)
     config = replace(config, folder=find_model(config.folder))
     assistant = load_model(config.folder)
-    other = PARITY_BACKENDS[config.against](config, assistant)
-    with _parity_cases(config.images) as cases:
+    with (
+        PARITY_BACKENDS[config.against](config, assistant) as other,
+        _parity_cases(config.images) as cases,
+    ):
         return compare(Caldera(assistant), other, cases, assistant.processor, progress)
 
 

@@ -161,7 +161,7 @@ def test_every_kind_survives_export_and_import(
     run_import(tmp_path / "again", source=exported, vision=exported / "vision_tower")
 
     after = load_model_folder(tmp_path / "again")
-    ignored = {"source_digests": {}}
+    ignored: dict[str, Any] = {"source_digests": {}}
     assert after.card.model_copy(update=ignored) == before.card.model_copy(update=ignored)
     assert after.processor == before.processor
     assert after.model.language.config.model_type == kind

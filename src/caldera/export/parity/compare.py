@@ -16,7 +16,7 @@ from torch import Tensor
 
 from caldera.errors import ImageError
 from caldera.images.decoding import open_image
-from caldera.images.processor import ImageProcessor
+from caldera.images.processor import MAX_ASPECT_RATIO, ImageProcessor
 from caldera.progress import Progress
 
 if TYPE_CHECKING:
@@ -73,6 +73,11 @@ class OtherSide(Protocol):
     name: str
     min_equal_answers: float
     """Fraction of answers that must be equal."""
+
+    @property
+    def vocab_size(self) -> int | None:
+        """Tokens that it has logits for, where caldera has more; the others are not compared."""
+        ...
 
     @property
     def limits(self) -> Mapping[str, float]:
@@ -202,7 +207,7 @@ def compare(
                 name = case.path.name
                 file_difference = _max_pixel_difference(np.asarray(image), other.read(case.path))
                 largest["file"].update(file_difference, FILE_LIMIT, name)
-                for stage, difference, limit in _differences(expected, actual, other.limits):
+                for stage, difference, limit in _differences(expected, actual, other):
                     largest[stage].update(difference, limit, name)
             is_equal = expected.answer == actual.answer
             if not is_equal:
@@ -242,6 +247,13 @@ def _known_differences(
         yield shape_difference
 
 
+def long_image_difference(size: tuple[int, int], processor: ImageProcessor) -> str | None:
+    """Describe the rounding of a long image, of which caldera enlarges the visible part only; None for others."""
+    if processor.aspect == "square" and max(size) > MAX_ASPECT_RATIO * min(size):
+        return "caldera enlarges only the visible part of such a long image: one level of rounding"
+    return None
+
+
 def _max_pixel_difference(expected: np.ndarray, actual: np.ndarray | None) -> float:
     """Return the largest difference of two decoded images, in levels."""
     if actual is None or expected.shape != actual.shape:
@@ -250,15 +262,15 @@ def _max_pixel_difference(expected: np.ndarray, actual: np.ndarray | None) -> fl
 
 
 def _differences(
-    expected: StageOutputs, actual: StageOutputs, limits: Mapping[str, float]
+    expected: StageOutputs, actual: StageOutputs, other: OtherSide
 ) -> Iterable[tuple[str, float, float]]:
     """Yield each stage with its largest difference and its limit, both in the stage's own units."""
-    same_prompt = expected.ids == actual.ids
+    same_prompt, limits = expected.ids == actual.ids, other.limits
     pairs = {
         "pixels": (expected.pixels, actual.pixels),
         "features": (expected.features, actual.features),
         "image tokens": (expected.image_tokens, actual.image_tokens),
-        "logits": (expected.logits, actual.logits),
+        "logits": tuple(side.logits[:, : other.vocab_size] for side in (expected, actual)),
     }
     for stage in COMPARED:
         if stage not in limits:

@@ -56,6 +56,7 @@ class LlamaCpp:
 
     name = "llama.cpp"
     min_equal_answers = 0.9
+    vocab_size = None
 
     def __init__(
         self, files: GgufFiles, template: str, image_token_id: int, *, fix_class_token: bool = False

@@ -17,9 +17,9 @@ from transformers import (
 from transformers.image_utils import load_image
 
 from caldera.errors import ModelFormatError
-from caldera.export.parity.compare import COMPARED, ParityCase, StageOutputs
+from caldera.export.parity.compare import COMPARED, ParityCase, StageOutputs, long_image_difference
 from caldera.formats.config import read_config
-from caldera.images.processor import MAX_ASPECT_RATIO, ImageProcessor
+from caldera.images.processor import ImageProcessor
 from caldera.templates.jinja import chat_template
 from caldera.templates.template import find_template
 from caldera.templates.tokenization import start_ids
@@ -37,6 +37,7 @@ class Transformers:
     name = "transformers"
     limits: Mapping[str, float] = dict.fromkeys(COMPARED, 1e-4)
     min_equal_answers = 1.0
+    vocab_size = None
     notes: tuple[str, ...] = ()
 
     def __init__(self, folder: Path, template: str) -> None:
@@ -67,12 +68,8 @@ class Transformers:
     def known_shape_difference(
         self, size: tuple[int, int], processor: ImageProcessor
     ) -> str | None:
-        """Describe the rounding of long images, of which caldera enlarges the visible part only."""
-        if processor.aspect == "square" and max(size) > MAX_ASPECT_RATIO * min(size):
-            return (
-                "caldera enlarges only the visible part of such a long image: one level of rounding"
-            )
-        return None
+        """Describe the rounding of long images."""
+        return long_image_difference(size, processor)
 
     @torch.inference_mode()
     def run(self, image: Image.Image, case: ParityCase) -> StageOutputs:

@@ -34,6 +34,23 @@ from caldera.progress import Progress
 
 
 @dataclass(frozen=True, slots=True)
+class OpenSource:
+    """A model to import, checked, before the numbers of its weights are read."""
+
+    layout: str
+    assistant: LlavaBundle
+    """Its model is on the meta device."""
+
+    weights: Mapping[str, LazyWeight]
+    """Weights by their names in a model folder."""
+
+    files: Mapping[str, tuple[Path, ...]]
+    """Weight files by role."""
+
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ModelImportReport:
     """Layout, size and notes of an imported model."""
 
@@ -59,33 +76,41 @@ def import_model(request: ImportRequest, out: Path, progress: Progress) -> Model
     """
     if out.exists():
         raise UsageError(f"{out} exists; choose another --out or remove it first")
-    layout = "joined" if request.source is None else detect_layout(request.source, request.layout)
-    source_model = LAYOUT_READERS[layout](request)
-    assistant = build_on_meta(
-        source_model.vision,
-        source_model.language,
-        source_model.tokenizer,
-        source_model.processor,
-        source_model.metadata,
-    )
-    origin = request.source or request.language
-    assert origin is not None
-    weights = check_and_rename(assistant.model, source_model.weights, origin)
+    source = open_source(request)
+    weights = source.weights
     if request.dtype != "auto":
         weights = {name: cast(weight, DTYPES[request.dtype]) for name, weight in weights.items()}
     nbytes = sum(weight.nbytes for weight in weights.values())
     _check_space(out, nbytes)
-    digests = _digests(source_model.files, progress)
-    metadata = assistant.card.model_copy(update={"source_digests": digests})
-    assistant = replace(assistant, card=metadata)
+    digests = _digests(source.files, progress)
+    metadata = source.assistant.card.model_copy(update={"source_digests": digests})
+    assistant = replace(source.assistant, card=metadata)
     with atomic_folder(out) as fresh, progress.task("write", len(weights)) as tick:
         fill_model_folder(fresh, assistant, weights, lambda file: tick(detail=file))
         _copy_sentencepiece(request, fresh)
         written = load_model_folder(fresh, stored_dtype(weights))
-        if layout == "joined":
+        if request.source is None:
             check_logits_match(written.model.language)
-    notes = (*source_model.notes, *_notes(assistant))
-    return ModelImportReport(layout, len(weights), nbytes, stored_dtype(weights), notes)
+    notes = (*source.notes, *_notes(assistant))
+    return ModelImportReport(source.layout, len(weights), nbytes, stored_dtype(weights), notes)
+
+
+def open_source(request: ImportRequest) -> OpenSource:
+    """Open a model of another layout, or two towers, without reading the numbers of the weights.
+
+    Raises:
+        UsageError: An option is missing or does not fit the source.
+        ModelFormatError: The source is broken, does not fit its config, or needs what caldera does not support.
+    """
+    layout = "joined" if request.source is None else detect_layout(request.source, request.layout)
+    source = LAYOUT_READERS[layout](request)
+    assistant = build_on_meta(
+        source.vision, source.language, source.tokenizer, source.processor, source.metadata
+    )
+    origin = request.source or request.language
+    assert origin is not None
+    weights = check_and_rename(assistant.model, source.weights, origin)
+    return OpenSource(layout, assistant, weights, source.files, source.notes)
 
 
 def _copy_sentencepiece(request: ImportRequest, out: Path) -> None:
