@@ -76,13 +76,13 @@ def test_the_learning_rates_are_those_of_transformers_trainer(
 
 
 def test_the_first_rate_is_zero_and_the_last_is_not() -> None:
-    """Of 5,197 steps, as LLaVA-1.5's stage 2 has, 156 warm up; the peak is the step after them."""
-    factors = [lr_factor(step, 5197, 0.03) for step in range(5197)]
+    """Of 5,198 steps, as LLaVA-1.5's stage 2 has, 156 warm up; the peak is the step after them."""
+    factors = [lr_factor(step, 5198, 0.03) for step in range(5198)]
     assert factors[:2] == [0.0, 1 / 156]
     assert factors.index(1.0) == 156
     assert factors[156:] == sorted(factors[156:], reverse=True)
     # The formula of transformers 4.37.2, which LLaVA-1.5 was trained with.
-    last = 0.5 * (1.0 + math.cos(math.pi * 0.5 * 2.0 * (5196 - 156) / (5197 - 156)))
+    last = 0.5 * (1.0 + math.cos(math.pi * 0.5 * 2.0 * (5197 - 156) / (5198 - 156)))
     assert factors[-1] == last == pytest.approx(9.7e-8, rel=1e-2)
 
 

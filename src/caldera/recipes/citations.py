@@ -43,6 +43,7 @@ STAGE_FIELDS = (
     "vision_learning_rate",
     "lora",
     "batch_size",
+    "loss_batch_size",
     "epochs",
     "max_length",
     "warmup_ratio",
@@ -101,35 +102,50 @@ _COMMON = _with_notes(
         weight_decay=0.0,
     )
     | _cite_from(SCRIPTS, max_length=2048)
-    | _cite_from(DEFAULT, betas=(0.9, 0.999), max_grad_norm=1.0, seed=42)
+    | _cite_from(DEFAULT, betas=(0.9, 0.999), seed=42)
     | _cite_from(SCRIPTS, projector_learning_rate=None, vision_learning_rate=None, lora=None),
-    max_grad_norm="under DeepSpeed, as LLaVA's scripts run it, probably nothing was clipped",
+    warmup_ratio="the first step has rate 0, as in transformers' trainer",
+    seed="the order of records and dropout come from other random numbers than torch's",
+)
+
+_V1_COMMON = _with_notes(
+    _COMMON | _cite_from(f"{DEFAULT}, with DDP and FSDP", max_grad_norm=1.0),
+    max_grad_norm="today's scripts use DeepSpeed, which does not clip: max_grad_norm=none",
+)
+_V15_COMMON = _with_notes(
+    _COMMON | _cite_from(f"{SCRIPTS}, zero2.json and zero3.json", max_grad_norm=None),
+    max_grad_norm="without gradient_clipping there, DeepSpeed does not clip, and transformers leaves it to DeepSpeed; "
+    "max_grad_norm=1.0 clips",
 )
 
 _V1_PRETRAIN = _with_notes(
-    _COMMON
+    _V1_COMMON
     | _cite_from(f"{LLAVA_PAPER}, section 4.2", trainable=("projector",), template="v0")
     | _cite_from(f"{LLAVA_PAPER}, section 5", learning_rate=2e-3, batch_size=128, epochs=1)
+    | _cite_from(f"{LLAVA_PAPER}, section 5: a step on 8 GPUs", loss_batch_size=16)
     | _cite_from(SCRIPTS, aspect="square"),
     template="the image was before or after the question at random (equation 2); here before it",
 )
 _V1_FINETUNE = _with_notes(
-    _COMMON
+    _V1_COMMON
     | _cite_from(f"{LLAVA_PAPER}, section 4.2", trainable=("projector", "language"), template="v0")
     | _cite_from(f"{LLAVA_PAPER}, section 5", learning_rate=2e-5, batch_size=32, epochs=3)
+    | _cite_from(f"{LLAVA_PAPER}, section 5: a step on 8 GPUs", loss_batch_size=4)
     | _cite_from(SCRIPTS, aspect="square"),
-    batch_size="today's scripts have 128",
+    batch_size="today's scripts have 128: batch_size=128 with loss_batch_size=16",
 )
 _SCIENCE_QA = _V1_FINETUNE | _cite_from(f"{LLAVA_PAPER}, section 5.2", epochs=12)
 
 _V15_PRETRAIN = (
-    _COMMON
+    _V15_COMMON
     | _cite_from(f"{LLAVA_15_PAPER}, table 9", learning_rate=1e-3, batch_size=256, epochs=1)
+    | _cite_from(f"{SCRIPTS}, v1_5/pretrain.sh on 8 GPUs", loss_batch_size=32)
     | _cite_from(SCRIPTS, trainable=("projector",), template="plain", aspect="square")
 )
 _V15_FINETUNE = (
-    _COMMON
+    _V15_COMMON
     | _cite_from(f"{LLAVA_15_PAPER}, table 9", learning_rate=2e-5, batch_size=128, epochs=1)
+    | _cite_from(f"{SCRIPTS}, v1_5/finetune.sh on 8 GPUs", loss_batch_size=16)
     | _cite_from(SCRIPTS, trainable=("projector", "language"), template="vicuna_v1", aspect="pad")
 )
 _V15_LORA = (
@@ -152,10 +168,14 @@ _NEXT_FINETUNE = _uncertain(
         | _cite_from(
             LLAVA_NEXT_SCRIPTS, learning_rate=2e-5, vision_learning_rate=2e-6, batch_size=128
         )
-        | _cite_from(LLAVA_NEXT_SCRIPTS, max_length=4096, template="vicuna_v1"),
+        | _cite_from(LLAVA_NEXT_SCRIPTS, max_length=4096, template="vicuna_v1")
+        | _cite_from(f"{LLAVA_NEXT_SCRIPTS}, direct_finetune_clip.sh", loss_batch_size=4)
+        | _cite_from(f"{LLAVA_NEXT_SCRIPTS}, zero3.json", max_grad_norm=1.0),
         learning_rate="of the script for Vicuna 7B; those for larger language models have 1e-5",
+        max_grad_norm="its gradient_clipping is auto, the trainer's 1.0",
     ),
-    *("learning_rate", "vision_learning_rate", "batch_size", "max_length", "epochs", "template"),
+    *("learning_rate", "vision_learning_rate", "batch_size", "loss_batch_size", "max_grad_norm"),
+    *("max_length", "epochs", "template"),
 )
 _NEXT_MISTRAL = _uncertain(
     _NEXT_FINETUNE | _cite_from("the released model's prompt", template="mistral_instruct"),
@@ -222,15 +242,28 @@ def _next(language: str) -> dict[str, Cited]:
 _ALL_NOTES = (
     "at most a tenth of the records, at most 128, are held out to measure the loss: set validation_size=0 to train on "
     "all",
-    "batches hold records of similar length; LLaVA also separated records with and without an image, for speed",
-    "records longer than max_length are an error or, with --max-bad-fraction, skipped; LLaVA truncated them",
+    "the order is another random one; records about the same images are in one step, where their common tokens are "
+    "computed once; the last step of an epoch has what is left, where LLaVA repeats the first records",
+    "the loss is the mean of the means of loss_batch_size records, LLaVA's batch of each GPU; loss_batch_size=none "
+    "weights all tokens of a step the same",
+    "records longer than max_length are an error or, with --max-bad-fraction, skipped; LLaVA truncates them",
+    "images are upright by their EXIF orientation, and transparent ones are on white; LLaVA ignores both",
+    "weights, gradients and AdamW's moments are fp32, and products bf16; LLaVA's weights are bf16, the vision tower's too, "
+    "with fp32 copies for the update",
+    "rows that LLaVA's table of words does not have, such as that of the image token, take no part in the loss",
+    "no moving average of the weights is kept, as in LLaVA",
+)
+_V15_NOTES = (
+    *_ALL_NOTES,
+    "steps of LLaVA's stage 2 have only records with an image, or only records without one, sorted by length "
+    "(group_by_modality_length); here both kinds are mixed",
 )
 _V1_NOTES = (
     *_ALL_NOTES,
     "the original was released as delta weights for LLaMA and used Vicuna v0; any Vicuna folder of that size works",
 )
 _NEXT_NOTES = (
-    *_ALL_NOTES,
+    *_V15_NOTES,
     "its data were never released: counts, batch size, learning rates and template are the best public values, and not "
     "verified",
 )
@@ -254,17 +287,17 @@ CITATIONS: dict[str, Citation] = {
     "llava_15_7b": Citation(
         f"LLaVA-1.5, {LLAVA_15_PAPER}",
         _cite(_v15("lmsys/vicuna-7b-v1.5"), _V15_PRETRAIN, _V15_FINETUNE),
-        _ALL_NOTES,
+        _V15_NOTES,
     ),
     "llava_15_13b": Citation(
         f"LLaVA-1.5, {LLAVA_15_PAPER}",
         _cite(_v15("lmsys/vicuna-13b-v1.5"), _V15_PRETRAIN, _V15_FINETUNE),
-        _ALL_NOTES,
+        _V15_NOTES,
     ),
     "llava_15_7b_lora": Citation(
         f"LLaVA-1.5, {LLAVA_15_PAPER}, and its scripts",
         _cite(_v15("lmsys/vicuna-7b-v1.5"), _V15_PRETRAIN, _V15_LORA),
-        _ALL_NOTES,
+        _V15_NOTES,
     ),
     "llava_next_7b": Citation(
         f"LLaVA-NeXT, {BLOG}",

@@ -103,6 +103,7 @@ def llava_7b() -> PaperRecipe:
             aspect="square",
             learning_rate=2e-3,
             batch_size=128,
+            loss_batch_size=16,
             micro_batch_size=16,
         ),
         finetune=replace(
@@ -110,6 +111,7 @@ def llava_7b() -> PaperRecipe:
             template="v0",
             aspect="square",
             batch_size=32,
+            loss_batch_size=4,
             micro_batch_size=4,
             epochs=3,
         ),
@@ -140,8 +142,12 @@ def llava_15_7b() -> PaperRecipe:
         finetune_data=MIX_665K,
         vision="openai/clip-vit-large-patch14-336",
         language="lmsys/vicuna-7b-v1.5",
-        pretrain=replace(PRETRAIN, aspect="square", micro_batch_size=32),
-        finetune=replace(FINETUNE, aspect="pad", micro_batch_size=16),
+        pretrain=replace(
+            PRETRAIN, aspect="square", loss_batch_size=32, micro_batch_size=32, max_grad_norm=None
+        ),
+        finetune=replace(
+            FINETUNE, aspect="pad", loss_batch_size=16, micro_batch_size=16, max_grad_norm=None
+        ),
     )
 
 
@@ -155,7 +161,9 @@ def llava_15_7b_lora() -> PaperRecipe:
     return replace(
         llava_15_7b(),
         name="llava_15_7b_lora",
-        finetune=replace(FINETUNE_LORA, aspect="pad", micro_batch_size=16),
+        finetune=replace(
+            FINETUNE_LORA, aspect="pad", loss_batch_size=16, micro_batch_size=16, max_grad_norm=None
+        ),
     )
 
 
@@ -171,6 +179,7 @@ def llava_next_7b() -> PaperRecipe:
             trainable=("vision", "projector", "language"),
             vision_learning_rate=2e-6,
             aspect="anyres",
+            loss_batch_size=4,
             micro_batch_size=4,
             max_length=4096,
         ),
