@@ -23,7 +23,7 @@ from caldera.formats.importing.sources import (
     with_metadata_aspect,
 )
 from caldera.formats.model_paths import ADAPTER_FILES, NON_LORA_FILE, PROJECTOR_FILE
-from caldera.formats.original.config import OriginalSettings, read_original
+from caldera.formats.original.config import OriginalSettings, parse_grids, read_original
 from caldera.formats.safetensors_files import from_memory
 from caldera.formats.tokenizer import SENTENCEPIECE_FILE, TOKENIZER_FILE, load_tokenizer
 from caldera.formats.weight_files import Source, read_file, read_folder, read_one_of
@@ -97,8 +97,8 @@ def _build_original(
     folder = request.source
     assert folder
     settings = read_original(read_config(folder), folder / "config.json")
-    metadata = _original_metadata(request, settings)
     tower = resolve_vision_tower(folder, settings, source.weights, request.vision)
+    metadata = _original_metadata(request, settings, tower)
     has_tokenizer = any((folder / name).is_file() for name in (TOKENIZER_FILE, SENTENCEPIECE_FILE))
     tokenizer = load_tokenizer(request.base if request.base and not has_tokenizer else folder)
     tokenizer.chat_template = None  # a program in the folder; caldera writes its own
@@ -106,18 +106,23 @@ def _build_original(
     return replace(model, files={**model.files, "base": base})
 
 
-def _original_metadata(request: ImportRequest, settings: OriginalSettings) -> ModelMetadata:
+def _original_metadata(
+    request: ImportRequest, settings: OriginalSettings, tower: SourceTower
+) -> ModelMetadata:
     """Return the metadata of an original folder."""
     assert request.source
+    file = request.source / "config.json"
     aspect = resolve_aspect(request.source, settings.aspect, request.aspect)
     return build_metadata(
-        request.source / "config.json",
+        file,
         projector=settings.projector,
         template=request.require_template,
         aspect=aspect,
-        vision_feature_layer=settings.vision_feature_layer,
+        vision_feature_layer=tower.feature_layer or settings.vision_feature_layer,
         feature_select=settings.feature_select,
-        pinpoints=settings.pinpoints if aspect == "anyres" else (),
+        pinpoints=parse_grids(settings.grids, tower.processor.side, file)
+        if aspect.startswith("anyres")
+        else (),
     )
 
 

@@ -27,6 +27,7 @@ from caldera.formats.original.config import (
     OriginalSettings,
     known_tower,
     tower_difference,
+    without_last_layer,
 )
 from caldera.formats.safetensors_files import LazyWeight
 from caldera.formats.weight_files import Source, read_folder
@@ -65,6 +66,8 @@ class SourceTower:
     weights: Mapping[str, LazyWeight]
     files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
+    feature_layer: int | None = None
+    """Hidden state that is projected, where LLaVA's own code ignores the setting of it."""
 
 
 def build_metadata(
@@ -223,6 +226,19 @@ def resolve_vision_tower(
         ModelFormatError: `vision` holds another tower.
         UsageError: `vision` is needed but not given.
     """
+    tower = _find_tower(folder, settings, weights, vision)
+    if tower.config.model_type != "siglip_vision_model":
+        return tower
+    # Its code takes the hidden state before SigLIP's last layer, whatever the setting, and saves a tower without it.
+    if tower.files:
+        return replace(tower, feature_layer=-2)
+    return replace(tower, config=without_last_layer(tower.config), feature_layer=-1)
+
+
+def _find_tower(
+    folder: Path, settings: OriginalSettings, weights: Mapping[str, LazyWeight], vision: Path | None
+) -> SourceTower:
+    """Return the vision tower of an original folder as it was before training; its own weights have no files."""
     own = {name: weight for name, weight in weights.items() if name.startswith(VISION)}
     hub_tower = known_tower(settings.tower)
     trained = settings.tower_trained and bool(own)

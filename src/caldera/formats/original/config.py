@@ -1,19 +1,29 @@
 """Config of an original LLaVA folder."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import CLIPVisionConfig, PretrainedConfig
+from transformers import CLIPVisionConfig, PretrainedConfig, SiglipVisionConfig
 
 from caldera.errors import ModelFormatError, shorten_value
 from caldera.formats.config import sub_config
+from caldera.images.anyres import grid_pinpoints, parse_anyres_max
 from caldera.images.processor import ImageProcessor
 from caldera.model.projector import PROJECTORS
 
-LANGUAGE_TYPES = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral"}
+LANGUAGE_TYPES = {
+    "llava": "llama",
+    "llava_llama": "llama",
+    "llava_mistral": "mistral",
+    "llava_qwen": "qwen2",
+}
 """Model types of original configs, and the language model of each; `llava` is LLaVA v1's."""
+
+_QWEN_CLASS = "LlavaQwenForCausalLM"
+"""Class of LLaVA-OneVision, whose releases may have the model type `llava`."""
 
 LLAVA_CLASSES = {
     "llama": ("llava_llama", "LlavaLlamaForCausalLM"),
@@ -47,18 +57,35 @@ _CLIP_L14: dict[str, Any] = {
     "projection_dim": 768,
     "hidden_act": "quick_gelu",
 }
+_SIGLIP_SO400M: dict[str, Any] = {
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+    "patch_size": 14,
+    "hidden_act": "gelu_pytorch_tanh",
+}
 _SIDES = {"openai/clip-vit-large-patch14": 224, "openai/clip-vit-large-patch14-336": 336}
 """Vision towers of LLaVA's releases by their exact hub names, and the sides of their images."""
 
+_SIGLIP = "google/siglip-so400m-patch14-384"
+"""LLaVA-OneVision's vision tower."""
+
 _LLAVA_KEYS = {
+    "add_faster_video",
+    "add_time_instruction",
     "architectures",
+    "faster_token_stride",
+    "force_sample",
     "freeze_mm_mlp_adapter",
     "freeze_mm_vision_resampler",
     "image_aspect_ratio",
     "image_crop_resolution",
     "image_grid_pinpoints",
     "image_split_resolution",
+    "image_token_index",
     "model_type",
+    "pos_skipping_range",
     "s2",
     "s2_scales",
     "tokenizer_model_max_length",
@@ -67,6 +94,8 @@ _LLAVA_KEYS = {
     "tune_mm_vision_resampler",
     "unfreeze_mm_vision_tower",
     "use_mm_proj",
+    "use_pos_skipping",
+    "vision_tower_pretrained",
 }
 """Settings that are not the language model's, in addition to all that begin with `mm_`."""
 
@@ -80,8 +109,10 @@ class OriginalSettings:
     vision_feature_layer: int
     feature_select: str
     aspect: str
-    pinpoints: tuple[tuple[int, int], ...]
-    """(width, height) pairs for `anyres`; otherwise empty."""
+    """`anyres_max_N` with its limit."""
+
+    grids: object
+    """`image_grid_pinpoints`, which `parse_grids` reads."""
 
     tower: str
     """Name of the vision tower on the hub."""
@@ -108,13 +139,13 @@ def read_original(config: Mapping[str, Any], file: Path) -> OriginalSettings:
             f"{file} has model_type {model_type!r}, which is not supported: {reason}"
         )
     _check_supported(config, file)
-    aspect, pinpoints = _image_aspect(config, file)
     language = {
         name: value
         for name, value in config.items()
         if name not in _LLAVA_KEYS and not name.startswith("mm_")
     }
-    language["model_type"] = LANGUAGE_TYPES[str(model_type)]
+    is_qwen = config.get("architectures") == [_QWEN_CLASS]
+    language["model_type"] = "qwen2" if is_qwen else LANGUAGE_TYPES[str(model_type)]
     layer = config.get("mm_vision_select_layer")
     if type(layer) is not int:
         raise ModelFormatError(
@@ -125,10 +156,11 @@ def read_original(config: Mapping[str, Any], file: Path) -> OriginalSettings:
         projector=str(config.get("mm_projector_type", "linear")),
         vision_feature_layer=layer,
         feature_select=str(config.get("mm_vision_select_feature", "patch")),
-        aspect=aspect,
-        pinpoints=pinpoints,
+        aspect=_image_aspect(config, file),
+        grids=config.get("image_grid_pinpoints"),
         tower=str(config.get("mm_vision_tower")),
-        tower_trained=config.get("unfreeze_mm_vision_tower") is True,
+        tower_trained=config.get("unfreeze_mm_vision_tower") is True
+        or "mm_vision_tower" in str(config.get("mm_tunable_parts")).split(","),
     )
 
 
@@ -139,7 +171,6 @@ def _check_supported(config: Mapping[str, Any], file: Path) -> None:
         "mm_resampler_type": (None,),
         "mm_vision_select_feature": (None, "patch", "cls_patch"),
         "mm_patch_merge_type": (None, "flat", "spatial_unpad"),
-        "image_aspect_ratio": (None, "square", "pad", "anyres"),
         "s2": (None, False),
         "use_mm_proj": (None, True),
         "quantization_config": (None,),
@@ -158,17 +189,47 @@ def _check_supported(config: Mapping[str, Any], file: Path) -> None:
         )
 
 
-def _image_aspect(config: Mapping[str, Any], file: Path) -> tuple[str, tuple[tuple[int, int], ...]]:
-    """Return the image aspect, and the canvases of tiles for `anyres`."""
-    aspect = config.get("image_aspect_ratio") or "square"
-    if aspect != "anyres":
-        return aspect, ()
+def _image_aspect(config: Mapping[str, Any], file: Path) -> str:
+    """Return the image aspect."""
+    aspect = str(config.get("image_aspect_ratio") or "square")
+    if aspect in ("square", "pad"):
+        return aspect
+    if aspect != "anyres" and parse_anyres_max(aspect) is None:
+        raise ModelFormatError(
+            f"{file} has image_aspect_ratio {shorten_value(aspect)}, which is not supported; known: square, pad, "
+            "anyres, anyres_max_N"
+        )
     if config.get("mm_patch_merge_type") != "spatial_unpad":
         raise ModelFormatError(
-            f"{file} has image_aspect_ratio anyres with mm_patch_merge_type "
+            f"{file} has image_aspect_ratio {aspect} with mm_patch_merge_type "
             f"{config.get('mm_patch_merge_type', 'flat')!r}; only spatial_unpad is supported"
         )
-    return aspect, parse_pinpoints(config.get("image_grid_pinpoints"), file)
+    return aspect
+
+
+def parse_grids(value: object, side: int, file: Path) -> tuple[tuple[int, int], ...]:
+    """Parse `image_grid_pinpoints` of an original config: sizes, or a range of grids such as `(1x1),...,(6x6)`.
+
+    Args:
+        value: The setting.
+        side: Side of a tile in pixels.
+        file: Path for messages.
+
+    Raises:
+        ModelFormatError: It is neither.
+    """
+    grids = re.findall(r"\((\d+)x(\d+)\)", value) if isinstance(value, str) else []
+    if not grids:
+        return parse_pinpoints(value, file)
+    first, last = ([int(number) for number in grids[index]] for index in (0, -1))
+    return grid_pinpoints(
+        [
+            f"{columns}x{rows}"
+            for columns in range(first[0], last[0] + 1)
+            for rows in range(first[1], last[1] + 1)
+        ],
+        side,
+    )
 
 
 def parse_pinpoints(value: object, file: Path) -> tuple[tuple[int, int], ...]:
@@ -192,13 +253,24 @@ def parse_pinpoints(value: object, file: Path) -> tuple[tuple[int, int], ...]:
     )
 
 
-def known_tower(name: str) -> tuple[CLIPVisionConfig, ImageProcessor] | None:
+def known_tower(name: str) -> tuple[PretrainedConfig, ImageProcessor] | None:
     """Return config and image processor of one of LLaVA's vision towers by its exact hub name; None if unknown."""
+    if name == _SIGLIP:
+        half = (0.5, 0.5, 0.5)
+        processor = ImageProcessor(side=384, mean=half, std=half, resize_without_crop=True)
+        return SiglipVisionConfig(**_SIGLIP_SO400M, image_size=384), processor
     if name not in _SIDES:
         return None
     side = _SIDES[name]
     processor = ImageProcessor(side=side, mean=_CLIP_MEAN, std=_CLIP_STD)
     return CLIPVisionConfig(**_CLIP_L14, image_size=side), processor
+
+
+def without_last_layer(tower: PretrainedConfig) -> PretrainedConfig:
+    """Return the config of a SigLIP tower as LLaVA's own code trains and saves it: without last layer and head."""
+    settings = tower.to_dict()
+    layers = {"num_hidden_layers": settings["num_hidden_layers"] - 1, "vision_use_head": False}
+    return SiglipVisionConfig(**{**settings, **layers})
 
 
 def tower_difference(first: PretrainedConfig, second: PretrainedConfig) -> str | None:
