@@ -172,6 +172,15 @@ def test_a_test_split_is_asked_without_scores(
     assert server.count == 2
 
 
+@pytest.mark.parametrize(("name", "scorer"), [("pope", "score"), ("mm-vet", "judge")])
+def test_existing_answers_belong_to_another_command(call: Call, name: str, scorer: str) -> None:
+    """The message has the command, before anything is said about a missing model."""
+    for words in (("--answers", "a.jsonl"), ("--model", "m", "--answers=a.jsonl")):
+        code, _, stderr = call(name, *words)
+        assert code == 2
+        assert f"use: caldera evaluate {scorer} {name} --answers FILE" in " ".join(stderr.split())
+
+
 def test_the_help_of_a_benchmark_describes_it(call: Call) -> None:
     """Size, chance and files, and a command to copy, before the options."""
     code, stdout, _ = call("pope", "--help")

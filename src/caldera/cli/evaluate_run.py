@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
+from typer.core import TyperCommand
 
 from caldera.cli.data import ApiKeyEnv
 from caldera.cli.interruptions import StoppableGroup
@@ -83,9 +84,24 @@ class EvaluateGroup(StoppableGroup):
 
 def benchmark_command(spec: "BenchmarkSpec") -> Any:  # noqa: ANN401 - Typer does not export click's Command
     """Return the command that evaluates a benchmark."""
+
+    class BenchmarkCommand(TyperCommand):
+        """Command that names the one for existing answers."""
+
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - as the base class
+            """Parse the words after the command; raise UsageError for --answers."""
+            if any(word.partition("=")[0] == "--answers" for word in args):
+                scorer = "judge" if spec.judging else "score"
+                raise UsageError(
+                    f"caldera evaluate {spec.name} asks a model and has no --answers; for existing answers use: "
+                    f"caldera evaluate {scorer} {spec.name} --answers FILE"
+                )
+            return super().parse_args(ctx, args)
+
     app = typer.Typer(rich_markup_mode="rich", add_completion=False)
     app.command(
         spec.name,
+        cls=BenchmarkCommand,
         help=_help(spec),
         short_help=spec.measures,
         rich_help_panel="Benchmarks",
