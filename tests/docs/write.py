@@ -21,15 +21,15 @@ from typer.main import get_command
 from caldera.cli import app
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.recipes.describe import markdown
-from caldera.templates.template import (
+from caldera.templates.rendering import (
     END,
-    TEMPLATES,
     BoundaryToken,
     ImageSlot,
     SpecialToken,
     Template,
     TextSpan,
 )
+from caldera.templates.template import TEMPLATES
 from tests.test_layout import ORDER
 
 ROOT = Path(__file__).parents[2]
@@ -94,7 +94,7 @@ def templates_page() -> str:
     sections = [
         f"## {template.name}\n\n```text\n{_two_rounds(template)}\n```\n"
         for template in TEMPLATES.values()
-        if not template.isolated
+        if True
     ]
     return TEMPLATES_HEAD + "\n".join(rows) + "\n\n" + "\n".join(sections)
 

@@ -9,8 +9,12 @@ from caldera.templates.jinja_subset import UnreadableTemplateError, render
 from caldera.templates.template import TEMPLATES
 
 RENDERED = [
-    name for name, template in TEMPLATES.items() if not (template.isolated or template.caption_only)
+    name
+    for name, template in TEMPLATES.items()
+    if not template.caption_only
+    and (template.segmentation == "supervised" or name == "llama_2_original")
 ]
+"""Templates with a text of their own."""
 
 SPEAKER = (
     "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}"
@@ -40,6 +44,38 @@ def test_a_template_for_text_is_recognized() -> None:
     """Content may be text or parts, and the start token may be written by the template."""
     assert detect_template(CHATML, "<s>", "</s>").name == "qwen"
     assert detect_template(CHATML.replace("assistant.<", "bot.<"), "<s>", "</s>").name is None
+
+
+@pytest.mark.parametrize("name", ["vicuna_v1_original", "v0_original", "qwen_original"])
+def test_a_variant_with_the_same_text_is_recognized_as_the_first(name: str) -> None:
+    """The text does not tell how it is tokenized."""
+    source = chat_template(TEMPLATES[name], starts=True)
+    assert detect_template(source, "<s>", "</s>").name == name.removesuffix("_original")
+
+
+ONEVISION = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + ' '}}"
+    "{# Render all images first #}{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}"
+    "{{ '<image>' }}{% endfor %}{# Render all text next #}{% if message['role'] != 'assistant' %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ '\n' + content['text'] }}"
+    "{% endfor %}{% else %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{% generation %}{{ '\n' + content['text'] }}{% endgeneration %}{% endfor %}{% endif %}{{'<|im_end|>'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""The text of llava-hf's LLaVA-OneVision, without the system text of its training."""
+
+
+def test_llava_onevision_is_recognized() -> None:
+    """Both forms, the hub's and the conversion script's, lead to the template that the model was trained with."""
+    converted = (
+        ONEVISION.replace("] + ' '", "] + '\n'")
+        .replace("'<image>'", "'<image>\n'")
+        .replace("'\n' + content", "content")
+        .replace("'<|im_end|>'", "'<|im_end|>\n'")
+    )
+    for source in (ONEVISION, converted):
+        assert detect_template(source, "", "<|im_end|>").name == "qwen_original"
+    assert detect_template(ONEVISION.replace(" + ' '", ""), "", "<|im_end|>").name is None
 
 
 def test_a_similar_template_is_a_candidate_only() -> None:

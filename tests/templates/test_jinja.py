@@ -12,7 +12,8 @@ from caldera.formats.model_folder import save_model_folder
 from caldera.model.bundle import LlavaBundle
 from caldera.templates.encoding import IMAGE_SLOT_ID, encode
 from caldera.templates.jinja import chat_template
-from caldera.templates.template import TEMPLATES, Template, find_template
+from caldera.templates.rendering import Template
+from caldera.templates.template import TEMPLATES, find_template
 from caldera.templates.tokenization import start_ids
 from tests.real_tokenizers import TOKENIZERS, make_tokenizer
 
@@ -58,7 +59,7 @@ def has_the_same_ids_as_a_string(template: Template, kind: str) -> bool:
     The ids of LLaVA's legacy variants come from a string only with a legacy tokenizer; Unigram may join the last
     letter before an answer with its first; GPT-2's pattern joins the second line end before an answer with it.
     """
-    if template.isolated:
+    if template.segmentation != "supervised":
         return kind == "llama legacy"
     return kind != "unigram" and (template.name, kind) != ("llama_3", "neox")
 
@@ -101,7 +102,7 @@ def test_most_pairs_were_compared() -> None:
 def test_a_model_folder_contains_its_chat_template(
     tmp_path: Path, assistant: LlavaBundle, name: str
 ) -> None:
-    """The processor in the folder renders as the card's template does."""
+    """The processor in the folder renders as the card's template does, with the start token."""
     card = assistant.card.model_copy(update={"template": name})
     save_model_folder(
         tmp_path / "m", LlavaBundle(assistant.model, assistant.tokenizer, assistant.processor, card)
@@ -110,7 +111,7 @@ def test_a_model_folder_contains_its_chat_template(
     jinja = chat_template(find_template(name), starts=True)
     processor = LlavaProcessor.from_pretrained(tmp_path / "m")
     expected = assistant.tokenizer.apply_chat_template(chat, chat_template=jinja, tokenize=False)
-    assert processor.apply_chat_template(chat) == expected
+    assert processor.apply_chat_template(chat) == f"<s>{expected}"
     assert IMAGE_PLACEHOLDER in str(expected)
 
 

@@ -1,18 +1,19 @@
 """Templates render exactly the text that their models were trained with."""
 
+import re
+
 import pytest
 
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import ConversationError, UnknownNameError
-from caldera.templates.template import (
-    TEMPLATES,
-    VICUNA_SYSTEM,
+from caldera.templates.rendering import (
     BoundaryToken,
     ImageSlot,
     SpecialToken,
+    Template,
     TextSpan,
-    find_template,
 )
+from caldera.templates.template import TEMPLATES, VICUNA_SYSTEM, find_template
 
 HUMAN = (
     "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed, "
@@ -50,6 +51,35 @@ WRITTEN = {
 }
 """Two rounds: `*` is the image, supervised text is in brackets, LLaMA-2's own brackets are round here."""
 
+LLAMA_2 = (
+    "You are a helpful, respectful and honest assistant. Always answer as helpfully as possible, while being safe.  "
+    "Your answers should not include any harmful, unethical, racist, sexist, toxic, dangerous, or illegal content. "
+    "Please ensure that your responses are socially unbiased and positive in nature.\n\nIf a question does not make "
+    "any sense, or is not factually coherent, explain why instead of answering something not correct. If you don't "
+    "know the answer to a question, please don't share false information."
+)
+VARIANTS = {name: re.sub("_(legacy|original(_4_31)?)$", "", name) for name in TEMPLATES}
+"""The template with the same text, for each template."""
+
+WRITTEN |= {name: WRITTEN[same] for name, same in VARIANTS.items()} | {
+    "llama_2_original": WRITTEN["llava_llama_2"].replace(VISION, LLAMA_2)
+}
+
+TRAINED = {
+    "v0_original": f"<s>{HUMAN}\n\n[###] Human: *\nwhat?\n[### Assistant: a\n###] Human: why?\n"
+    "[### Assistant: b\n### ]",
+    "qwen_original": "<s>[<|im_start|>]system\nYou are a helpful assistant.[<|im_end|>]\n[<|im_start|>]user\n*\nwhat?"
+    "[<|im_end|>]\n[<|im_start|>assistant\na<|im_end|>\n<|im_start|>]user\nwhy?[<|im_end|>]\n"
+    "[<|im_start|>assistant\nb<|im_end|>\n]",
+    "llama_3_original": f"[<s><|start_header_id|>]system[<|end_header_id|>]\n\n{VISION}[<|eot_id|><|start_header_id|>]"
+    "user[<|end_header_id|>]\n\n*\nwhat?[<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\na<|eot_id|>"
+    "<|start_header_id|>]user[<|end_header_id|>]\n\nwhy?[<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nb"
+    "<|eot_id|>]",
+    "gemma_original": "<s><start_of_turn>user\n*\nwhat?<end_of_turn>\n<start_of_turn>model\n[a<end_of_turn>\n]"
+    "<start_of_turn>user\nwhy?<end_of_turn>\n<start_of_turn>model\n[b<end_of_turn>\n]",
+}
+"""Two rounds where LLaVA's code trains another text, or learns more, than it asks."""
+
 TWO_ROUNDS = Conversation(
     "c",
     (
@@ -61,10 +91,10 @@ TWO_ROUNDS = Conversation(
 )
 
 
-def written(name: str, conversation: Conversation) -> str:
+def written(template: Template, conversation: Conversation) -> str:
     """Render a conversation as one text, with supervised text in brackets."""
     result, in_brackets = "", False
-    for span in find_template(name).render(conversation):
+    for span in template.render(conversation):
         match span:
             case ImageSlot():
                 text, supervised = "*", False
@@ -77,33 +107,51 @@ def written(name: str, conversation: Conversation) -> str:
     return result + "]" * in_brackets
 
 
-@pytest.mark.parametrize("name", [name for name in TEMPLATES if not TEMPLATES[name].isolated])
+@pytest.mark.parametrize("name", TEMPLATES)
 def test_two_rounds_are_rendered_exactly(name: str) -> None:
-    """The image moves to the start of its turn; answers with their prefix and suffix are supervised."""
-    turns = TWO_ROUNDS.turns[: 2 if name == "plain" else 4]
-    assert written(name, Conversation("c", turns)) == WRITTEN[name]
+    """The image moves to the start of its turn; answers with their prefix and suffix are supervised.
 
-
-@pytest.mark.parametrize("name", [name for name in TEMPLATES if TEMPLATES[name].isolated])
-def test_a_legacy_variant_renders_the_same_text(name: str) -> None:
-    """Only the tokenization differs."""
-    turns = TWO_ROUNDS.turns[: 2 if name == "plain_legacy" else 4]
-    assert written(name, Conversation("c", turns)) == WRITTEN[name.removesuffix("_legacy")]
+    A variant renders the text of the template that it is named after.
+    """
+    template = find_template(name)
+    conversation = Conversation("c", TWO_ROUNDS.turns[: 2 if template.caption_only else 4])
+    assert written(template, conversation) == WRITTEN[name]
+    assert written(template.for_training, conversation) == TRAINED.get(name, WRITTEN[name])
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_prompt_ends_before_the_answer(name: str) -> None:
     """A prompt is the text of the full conversation up to the answer, without supervised text."""
-    prompt = Conversation("c", TWO_ROUNDS.turns[: 1 if name.startswith("plain") else 3])
-    full_text = WRITTEN[name.removesuffix("_legacy")]
-    assert written(name, prompt) == full_text[: full_text.rindex("[")]
+    template = find_template(name)
+    prompt = Conversation("c", TWO_ROUNDS.turns[: 1 if template.caption_only else 3])
+    full_text = WRITTEN[name]
+    assert written(template, prompt) == full_text[: full_text.rindex("[")]
+
+
+def test_llava_next_moves_an_image_only_if_it_is_not_first() -> None:
+    """A turn that starts with its only image keeps the white space behind it; LLaMA-3's template strips turns."""
+    image = ImageRef("a.png")
+    turns = [(image, "\n\n a "), ("a ", image), (" a", image, image, "b "), (image,), ("  a ",)]
+    expected = {
+        "qwen_original": ["*\n\n a ", "*\na", " a**b ", "*", "  a "],
+        "llama_3_original": ["*\n\n a", "*\na", "a**b", "*", "a"],
+        "vicuna_v1_original": ["*\na", "*\na", " a**b ", "*", "  a "],
+    }
+    for name, questions in expected.items():
+        template = find_template(name).for_training
+        before, after = written(template, Conversation("c", (Turn("user", ("%",)),))).split("%")
+        for parts, question in zip(turns, questions, strict=True):
+            prompt = written(template, Conversation("c", (Turn("user", parts),)))
+            assert prompt == f"{before}{question}{after}"
+    answers = (Turn("user", ("a",)), Turn("assistant", (" b\n",)))
+    assert "[b<" in written(find_template("llama_3_original"), Conversation("c", answers))
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_every_template_has_an_end_or_a_stop(name: str) -> None:
     """An answer ends with a special token, the tokenizer's own end token, or a text that is also the stop."""
     template = TEMPLATES[name]
-    [*_, end] = template.split_special_tokens(template.answer_suffix, supervised=True)
+    [*_, end] = template.split(template.answer_suffix, supervised=True)
     match end:
         case TextSpan(text):
             assert text == template.stop == template.answer_suffix

@@ -27,7 +27,8 @@ from caldera.model.bundle import LlavaBundle, ModelMetadata
 from caldera.model.llava import Llava, check_logits_match
 from caldera.model.projector import add_image_newline, build_projector
 from caldera.model.vision_tower import FeatureSelect, VisionTower
-from caldera.templates.template import Template, find_template
+from caldera.templates.rendering import Template
+from caldera.templates.template import find_template
 from caldera.templates.tokenization import context_tokenizer
 
 CONTRASTIVE_MODELS: dict[str, type[PreTrainedModel]] = {
@@ -92,7 +93,12 @@ def assemble(  # noqa: PLR0913 - the settings of the metadata, by name
 
 
 def with_image_aspect(
-    assistant: LlavaBundle, aspect: ImageAspect, pinpoints: tuple[Size, ...] = (), *, seed: int = 0
+    assistant: LlavaBundle,
+    aspect: ImageAspect,
+    pinpoints: tuple[Size, ...] = (),
+    anyres_max: int | None = None,
+    *,
+    seed: int = 0,
 ) -> LlavaBundle:
     """Return an assistant with another image aspect; its projector gains or loses the newline embedding of tiles.
 
@@ -100,12 +106,17 @@ def with_image_aspect(
         assistant: Its model is changed in place.
         aspect: How images that are not square are prepared.
         pinpoints: Canvas sizes for `anyres`, (width, height); LLaVA-NeXT's grids of the tower's own side if empty.
+        anyres_max: LLaVA-OneVision's limit of `anyres`; None for LLaVA-NeXT's, which has none.
         seed: Seed of a fresh newline embedding.
 
     Raises:
         UsageError: The pinpoints do not divide into tiles, or the features include the class token.
     """
-    settings: dict[str, Any] = {"image_aspect": aspect, "pinpoints": pinpoints}
+    settings: dict[str, Any] = {
+        "image_aspect": aspect,
+        "pinpoints": pinpoints,
+        "anyres_max": anyres_max,
+    }
     projector = assistant.model.projector
     if aspect == "anyres":
         side = assistant.processor.side
@@ -117,7 +128,7 @@ def with_image_aspect(
         projector.image_newline = None
     try:
         metadata = ModelMetadata.model_validate({**assistant.card.model_dump(), **settings})
-        processor = assistant.processor.with_aspect(aspect, settings["pinpoints"])
+        processor = assistant.processor.with_aspect(aspect, settings["pinpoints"], anyres_max)
     except ValidationError as error:
         raise UsageError(f"aspect {aspect!r}: {error.errors()[0]['msg']}") from None
     except ValueError as error:

@@ -42,7 +42,7 @@ def inspect_record(
     conversation = _find_record(read_conversations(file, options=options), record, file)
     assistant = load_model(model) if model else _default_model(template or "vicuna_v1")
     name = template or assistant.card.template
-    encoded = encode(find_template(name).render(conversation), assistant.tokenizer)
+    encoded = encode(find_template(name).for_training.render(conversation), assistant.tokenizer)
     folder = options.images or file.parent
     layouts = assistant.layouts(folder / path for path in encoded.image_paths)
     counts = assistant.image_tokens(layouts)

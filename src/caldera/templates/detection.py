@@ -6,14 +6,14 @@ from typing import Any
 
 from caldera.conversation import IMAGE_PLACEHOLDER, Conversation, ImageRef, Turn
 from caldera.templates.jinja_subset import UnreadableTemplateError, render
-from caldera.templates.template import (
-    TEMPLATES,
+from caldera.templates.rendering import (
     BoundaryToken,
     ImageSlot,
     SpecialToken,
     Template,
     TextSpan,
 )
+from caldera.templates.template import TEMPLATES
 
 _QUESTION = Turn("user", (ImageRef("image"), "\nWhat is it?"))
 _REST = (Turn("assistant", ("A red bus.",)), Turn("user", ("Where is it going to?",)))
@@ -24,6 +24,18 @@ _PROBES = (
     Conversation("no image", (Turn("user", ("Who are you?",)), *_REST)),
 )
 """Conversations that both templates render."""
+
+_ONEVISION = (
+    "{{% for turn in messages %}}{{{{ '<|im_start|>' ~ turn.role ~ '{0}' }}}}"
+    "{{% for part in turn.content %}}{{% if part.type == 'image' %}}{{{{ '{1}' }}}}{{% endif %}}{{% endfor %}}"
+    "{{% for part in turn.content %}}{{% if part.type == 'text' %}}{{{{ '{2}' ~ part.text }}}}{{% endif %}}"
+    "{{% endfor %}}{{{{ '{3}' }}}}{{% endfor %}}{{{{ '<|im_start|>assistant\n' }}}}"
+)
+_OTHER_SOURCES = {
+    _ONEVISION.format(" ", "<image>", "\n", "<|im_end|>"): "qwen_original",
+    _ONEVISION.format("\n", "<image>\n", "", "<|im_end|>\n"): "qwen_original",
+}
+"""Chat templates of llava-hf's folders that omit the system text of the training: two of LLaVA-OneVision."""
 
 _MIN_SIMILARITY, _MAX_DISTANCE, _MAX_CANDIDATES = 0.5, 0.1, 3
 """Similarity of a candidate, its distance from the most similar one, and number of candidates."""
@@ -51,25 +63,24 @@ def detect_template(source: str, bos_token: str, eos_token: str) -> DetectedTemp
         bos_token: The tokenizer's start token; empty if it has none.
         eos_token: The tokenizer's end token.
     """
-    templates = {
-        name: template
-        for name, template in TEMPLATES.items()
-        # Legacy variants differ in token ids only, and a template of captions has no questions.
-        if not (template.isolated or template.caption_only)
-    }
     tokens = {"bos_token": bos_token, "eos_token": eos_token}
+    names: dict[tuple[str, ...], str] = {}
+    for name, template in TEMPLATES.items():
+        if not template.caption_only:
+            # A variant that renders the same text has other token ids only.
+            names.setdefault(tuple(_text(template, probe, **tokens) for probe in _PROBES), name)
+    for other, name in _OTHER_SOURCES.items():
+        names[tuple(_render(other, probe, tokens) for probe in _PROBES)] = name
     try:
-        texts = [_render(source, probe, tokens) for probe in _PROBES]
+        texts = tuple(_render(source, probe, tokens) for probe in _PROBES)
     except UnreadableTemplateError as error:
-        markers = {name: template.before_answer.strip() for name, template in templates.items()}
-        similar = [name for name, marker in markers.items() if marker in source]
+        similar = [
+            name for name in names.values() if TEMPLATES[name].before_answer.strip() in source
+        ]
         return DetectedTemplate(None, tuple(similar[:_MAX_CANDIDATES]), str(error))
-    similarities = {}
-    for name, template in templates.items():
-        expected = [_text(template, probe, **tokens) for probe in _PROBES]
-        if texts == expected:
-            return DetectedTemplate(name)
-        similarities[name] = _similarity(texts[1], expected[1])
+    if texts in names:
+        return DetectedTemplate(names[texts])
+    similarities = {name: _similarity(texts[1], expected[1]) for expected, name in names.items()}
     nearest = sorted(similarities, key=lambda name: -similarities[name])
     limit = max(_MIN_SIMILARITY, similarities[nearest[0]] - _MAX_DISTANCE)
     candidates = [name for name in nearest if similarities[name] >= limit]
@@ -90,7 +101,9 @@ def _render(source: str, conversation: Conversation, tokens: dict[str, str]) -> 
             for turn in conversation.turns
         ]
         text = render(source, {**variables, "messages": texts})
-    return text.removeprefix(tokens["bos_token"])
+    start = tokens["bos_token"]
+    # A tokenizer that spaces only the first text needs the space written behind a start token.
+    return text.removeprefix(start).removeprefix(" ") if start and text.startswith(start) else text
 
 
 def _parts(turn: Turn) -> list[dict[str, str]]:

@@ -3,7 +3,7 @@
 It is generated from the template's own texts, so the two cannot drift apart. caldera itself never runs it.
 """
 
-from caldera.templates.template import BoundaryToken, SpecialToken, Template
+from caldera.templates.rendering import BoundaryToken, SpecialToken, Template
 
 _USER = (
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
@@ -31,7 +31,11 @@ _UNKNOWN_ROLE = "this template takes turns of user and assistant only"
 
 def chat_template(template: Template, *, starts: bool) -> str:
     """Return a template in Jinja, without the initial start token, which the tokenizer adds."""
-    question = _IMAGES if template.caption_only else _USER
+    question, answer = _IMAGES if template.caption_only else _USER, _ANSWER
+    if template.strips_turns:
+        question, answer = (
+            f"{{% filter trim %}}{text}{{% endfilter %}}" for text in (question, answer)
+        )
     prefix, before_question, before_answer, answer_prefix, answer_suffix = (
         _expression(template, text, starts)
         for text in (
@@ -47,7 +51,7 @@ def chat_template(template: Template, *, starts: bool) -> str:
         f"{{% if loop.first %}}{prefix}{{% else %}}{before_question}{{% endif %}}"
         f"{question}{before_answer}"
         "{% elif message['role'] == 'assistant' %}"
-        f"{answer_prefix}{_ANSWER}{answer_suffix}"
+        f"{answer_prefix}{answer}{answer_suffix}"
         f"{{% else %}}{{{{ raise_exception({_UNKNOWN_ROLE!r}) }}}}{{% endif %}}{{% endfor %}}"
     )
 
@@ -55,7 +59,7 @@ def chat_template(template: Template, *, starts: bool) -> str:
 def _expression(template: Template, text: str, starts: bool) -> str:
     """Return a Jinja expression that prints one of the template's texts, with the tokenizer's own boundary tokens."""
     terms = []
-    for piece in template.split_special_tokens(text):
+    for piece in template.split(text):
         if isinstance(piece, BoundaryToken):
             terms += ["eos_token"] if piece.which == "end" else ["bos_token"] * starts
         else:

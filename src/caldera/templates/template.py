@@ -1,165 +1,9 @@
-"""Chat templates by exact name: render a Conversation as spans, each supervised or not.
+"""Chat templates by exact name: the formats of language models, and their variants as LLaVA's own code trained them."""
 
-Rendering a conversation that ends with a question adds the prefix of the answer, so the same code writes the prompts of
-training and of inference.
-"""
+from dataclasses import replace
 
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Literal
-
-from caldera.conversation import Conversation, ImageRef, Turn
-from caldera.errors import ConversationError, UnknownNameError
-
-START, END = "<s>", "</s>"
-"""Spellings, in a template's texts, of the tokenizer's own start and end token."""
-
-
-@dataclass(frozen=True, slots=True)
-class TextSpan:
-    """Plain text: no part of it can become a special token."""
-
-    text: str
-    supervised: bool = False
-    isolated: bool = False
-    """Whether a text that follows a special token or an image is tokenized as if nothing preceded it."""
-
-
-@dataclass(frozen=True, slots=True)
-class BoundaryToken:
-    """The tokenizer's own start or end token."""
-
-    which: Literal["start", "end"]
-    supervised: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class SpecialToken:
-    """A special token by its exact spelling."""
-
-    spelling: str
-    supervised: bool = False
-    text_fallback: bool = False
-    """Whether a tokenizer without this token encodes it as text."""
-
-
-@dataclass(frozen=True, slots=True)
-class ImageSlot:
-    """The position of an image; it becomes as many tokens as the image has patches."""
-
-    image: ImageRef
-
-
-Span = TextSpan | BoundaryToken | SpecialToken | ImageSlot
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Template:
-    """Conversation format of one family of language models.
-
-    The text is: start token, `prefix`, question, `before_answer`, `answer_prefix`, answer, `answer_suffix`; for each
-    further turn `before_question`, question, `before_answer` and so on. Prefix, answer and suffix of an answer are
-    supervised. In these texts START and END are the tokenizer's own tokens.
-    """
-
-    name: str
-
-    models: str
-    """Language models that use it."""
-
-    prefix: str = ""
-    before_answer: str = ""
-    answer_prefix: str = ""
-    answer_suffix: str = END
-    before_question: str = ""
-
-    tokens: tuple[str, ...] = ()
-    """Special tokens in these texts, which the tokenizer must have."""
-
-    tokens_or_text: tuple[str, ...] = ()
-    """Special tokens in these texts that are encoded as text if the tokenizer lacks them."""
-
-    stop: str | None = None
-    """Text that ends an answer, if no special token does."""
-
-    caption_only: bool = False
-    """Whether it renders only the images and one caption, without the question."""
-
-    isolated: bool = False
-    """Whether texts after special tokens or images are tokenized by themselves; see `with_legacy_spacing`."""
-
-    @property
-    def end_token(self) -> str | None:
-        """The special token that ends an answer, unless it is the tokenizer's own end token."""
-        return self.answer_suffix if self.answer_suffix in self.tokens else None
-
-    def render(self, conversation: Conversation) -> Iterator[Span]:
-        """Yield the spans of a conversation; one that ends with a question ends with `before_answer`."""
-        if self.caption_only:
-            self._check_caption(conversation)
-        yield BoundaryToken("start")
-        before = self.prefix
-        for turn in conversation.turns:
-            if turn.role == "user":
-                yield from self.split_special_tokens(before)
-                for part in turn.images if self.caption_only else move_image_first(turn):
-                    if isinstance(part, ImageRef):
-                        yield ImageSlot(part)
-                    else:
-                        yield TextSpan(part, isolated=self.isolated)
-                yield from self.split_special_tokens(self.before_answer)
-                before = self.before_question
-            else:
-                yield TextSpan(
-                    f"{self.answer_prefix}{turn.text}", supervised=True, isolated=self.isolated
-                )
-                yield from self.split_special_tokens(self.answer_suffix, supervised=True)
-
-    def split_special_tokens(
-        self, text: str, *, supervised: bool = False
-    ) -> Iterator[TextSpan | BoundaryToken | SpecialToken]:
-        """Split one of the template's own texts at its special tokens."""
-        special = {START, END, *self.tokens, *self.tokens_or_text}
-        for piece in re.split(f"({'|'.join(map(re.escape, special))})", text):
-            if piece in (START, END):
-                yield BoundaryToken("start" if piece == START else "end", supervised)
-            elif piece in special:
-                yield SpecialToken(piece, supervised, piece in self.tokens_or_text)
-            elif piece:
-                yield TextSpan(piece, supervised, self.isolated)
-
-    def _check_caption(self, conversation: Conversation) -> None:
-        """Raise unless there is one question with an image and at most one answer."""
-        question, *answers = conversation.turns
-        if not question.images or len(answers) > 1:
-            raise ConversationError(
-                f"record {conversation.id!r} has {len(conversation.turns)} turns, the first with "
-                f"{len(question.images)} image(s); the template {self.name!r} takes images and one caption; use "
-                "'vicuna_v1' for dialogues"
-            )
-
-
-def move_image_first(turn: Turn) -> tuple[str | ImageRef, ...]:
-    """Return the parts with a single image moved to a line before the text, as LLaVA's trainer does.
-
-    Several images stay in place. An image without text has no line end (LLaVA strips the full turn again).
-    """
-    if len(turn.images) != 1:
-        return turn.parts
-    words = turn.text.strip()
-    return (*turn.images, f"\n{words}") if words else turn.images
-
-
-def with_legacy_spacing(template: Template) -> Template:
-    """Return the variant with the token ids that LLaVA-1.5 was trained with.
-
-    Its slow tokenizer encoded each text between two special tokens or images by itself, so SentencePiece put a space
-    before each of them: `</s>` is followed by the pieces of ` USER`, and an image by those of ` ` and the line end.
-    Newer tokenizers put that space only at the beginning of the full text.
-    """
-    return replace(template, name=f"{template.name}_legacy", isolated=True)
-
+from caldera.errors import UnknownNameError
+from caldera.templates.rendering import END, START, Segmentation, Template
 
 VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -169,6 +13,13 @@ HUMAN_SYSTEM = VICUNA_SYSTEM.replace("user", "human")
 VISION_SYSTEM = (
     "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
     "provides, and assist the user with a variety of tasks using natural language."
+)
+LLAMA_2_SYSTEM = (
+    "You are a helpful, respectful and honest assistant. Always answer as helpfully as possible, while being safe.  "
+    "Your answers should not include any harmful, unethical, racist, sexist, toxic, dangerous, or illegal content. "
+    "Please ensure that your responses are socially unbiased and positive in nature.\n\n"
+    "If a question does not make any sense, or is not factually coherent, explain why instead of answering something "
+    "not correct. If you don't know the answer to a question, please don't share false information."
 )
 MPT_SYSTEM = (
     "A conversation between a user and an LLM-based AI assistant. "
@@ -222,70 +73,164 @@ _CHATML = Template(
     before_question="<|im_start|>user\n",
     tokens=("<|im_start|>", "<|im_end|>"),
 )
-_TABLE = (
+_LLAMA_2_CHAT = replace(_LLAMA_2, name="llama_2", models="LLaMA-2-chat", prefix="[INST] ")
+_MISTRAL = replace(
+    _LLAMA_2_CHAT,
+    name="mistral_instruct",
+    models="LLaVA-NeXT Mistral, Mistral-Instruct",
+    before_question="[INST] ",
+)
+_CHATML_DIRECT = replace(
+    _CHATML,
+    name="chatml_direct",
+    models="LLaVA-NeXT 34B, Nous-Hermes-2-Yi",
+    prefix="<|im_start|>system\nAnswer the questions.<|im_end|><|im_start|>user\n",
+)
+_QWEN = replace(
+    _CHATML,
+    name="qwen",
+    models="Qwen2, Qwen2.5, Qwen3",
+    prefix="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",
+    before_answer="<|im_end|>\n<|im_start|>assistant\n",
+    before_question="\n<|im_start|>user\n",
+)
+_LLAMA_3 = Template(
+    name="llama_3",
+    models="LLaMA-3-Instruct",
+    prefix=f"<|start_header_id|>system<|end_header_id|>\n\n{VISION_SYSTEM}<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\n",
+    before_answer="<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+    answer_suffix="<|eot_id|>",
+    before_question="<|start_header_id|>user<|end_header_id|>\n\n",
+    tokens=("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+)
+_GEMMA = Template(
+    name="gemma",
+    models="Gemma, Gemma 2, Gemma 3",
+    prefix="<start_of_turn>user\n",
+    before_answer="<end_of_turn>\n<start_of_turn>model\n",
+    answer_suffix="<end_of_turn>",
+    before_question="\n<start_of_turn>user\n",
+    tokens=("<start_of_turn>", "<end_of_turn>"),
+)
+_PHI = Template(
+    name="phi",
+    models="Phi-3",
+    prefix="<|user|>\n",
+    before_answer="<|end|>\n<|assistant|>\n",
+    answer_suffix="<|end|>",
+    before_question="\n<|user|>\n",
+    tokens=("<|user|>", "<|assistant|>", "<|end|>"),
+)
+
+
+def _variant(template: Template, segmentation: Segmentation, reproduces: str) -> Template:
+    """Return a template with another segmentation, which its name ends with."""
+    return replace(
+        template,
+        name=f"{template.name}_{segmentation}",
+        segmentation=segmentation,
+        reproduces=reproduces,
+    )
+
+
+_LLAVA, _LLAVA_15, _LLAVA_NEXT = (
+    "LLaVA c121f04, transformers 4.37.2",
+    "LLaVA 44e0562, transformers 4.31.0",
+    "LLaVA-NeXT df17966, transformers 4.37.2",
+)
+
+_V0_ORIGINAL = _variant(_V0, "original", _LLAVA)
+_QWEN_ORIGINAL = _variant(_QWEN, "original", _LLAVA_NEXT)
+_LLAMA_3_ORIGINAL = replace(_variant(_LLAMA_3, "original", _LLAVA_NEXT), strips_turns=True)
+_GEMMA_ORIGINAL = _variant(_GEMMA, "original", _LLAVA_NEXT)
+
+_ORIGINAL = (
+    *(
+        _variant(template, "original", _LLAVA)
+        for template in (_PLAIN, _VICUNA, _LLAVA_V1, _LLAMA_2, _MISTRAL, _CHATML_DIRECT)
+    ),
+    _variant(_CHATML, "original", f"{_LLAVA_15}; with c121f04, ids only"),
+    replace(
+        _variant(_LLAMA_2_CHAT, "original", _LLAVA),
+        prefix=f"[INST] <<SYS>>\n{LLAMA_2_SYSTEM}\n<</SYS>>\n\n",
+    ),
+    *(_variant(template, "original_4_31", _LLAVA_15) for template in (_VICUNA, _LLAVA_V1)),
+    # The message of a user begins with two supervised tokens, the pieces of ### in LLaMA's vocabulary.
+    replace(
+        _V0_ORIGINAL,
+        training=replace(
+            _V0_ORIGINAL,
+            prefix=f"{HUMAN_SYSTEM}\n\n[[###]] Human: ",
+            before_answer="\n",
+            answer_prefix="### Assistant: ",
+            answer_suffix="\n###",
+            before_question=" Human: ",
+            closing=" ",
+        ),
+    ),
+    replace(
+        _QWEN_ORIGINAL,
+        training=replace(
+            _QWEN_ORIGINAL,
+            keeps_first_image=True,
+            prefix="[[<|im_start|>]]system\nYou are a helpful assistant.[[<|im_end|>]]\n[[<|im_start|>]]user\n",
+            before_answer="[[<|im_end|>]]\n[[<|im_start|>assistant\n]]",
+            answer_suffix="<|im_end|>\n",
+            before_question="[[<|im_start|>]]user\n",
+            newlines_supervised=True,
+        ),
+    ),
+    replace(
+        _LLAMA_3_ORIGINAL,
+        training=replace(
+            _LLAMA_3_ORIGINAL,
+            keeps_first_image=True,
+            prefix=f"[[<|start_header_id|>]]system[[<|end_header_id|>]]\n\n{VISION_SYSTEM}[[<|eot_id|>"
+            "<|start_header_id|>]]user[[<|end_header_id|>]]\n\n",
+            before_answer="[[<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n]]",
+            before_question="[[<|start_header_id|>]]user[[<|end_header_id|>]]\n\n",
+            start_supervised=True,
+        ),
+    ),
+    replace(
+        _GEMMA_ORIGINAL,
+        training=replace(
+            _GEMMA_ORIGINAL,
+            keeps_first_image=True,
+            answer_suffix="<end_of_turn>\n",
+            before_question="<start_of_turn>user\n",
+        ),
+    ),
+)
+_LEGACY = tuple(
+    _variant(template, "legacy", "LLaVA with a slow tokenizer of legacy=True")
+    for template in (_PLAIN, _V0, _VICUNA, _LLAVA_V1, _LLAMA_2)
+)
+_STRICT = (
     _PLAIN,
     _V0,
     _VICUNA,
     _LLAVA_V1,
     _LLAMA_2,
-    replace(_LLAMA_2, name="llama_2", models="LLaMA-2-chat", prefix="[INST] "),
-    replace(
-        _LLAMA_2,
-        name="mistral_instruct",
-        models="LLaVA-NeXT Mistral, Mistral-Instruct",
-        prefix="[INST] ",
-        before_question="[INST] ",
-    ),
+    _LLAMA_2_CHAT,
+    _MISTRAL,
     _CHATML,
-    replace(
-        _CHATML,
-        name="chatml_direct",
-        models="LLaVA-NeXT 34B, Nous-Hermes-2-Yi",
-        prefix="<|im_start|>system\nAnswer the questions.<|im_end|><|im_start|>user\n",
-    ),
-    replace(
-        _CHATML,
-        name="qwen",
-        models="Qwen2, Qwen2.5, Qwen3",
-        prefix="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",
-        before_answer="<|im_end|>\n<|im_start|>assistant\n",
-        before_question="\n<|im_start|>user\n",
-    ),
-    Template(
-        name="llama_3",
-        models="LLaMA-3-Instruct",
-        prefix=f"<|start_header_id|>system<|end_header_id|>\n\n{VISION_SYSTEM}<|eot_id|>"
-        "<|start_header_id|>user<|end_header_id|>\n\n",
-        before_answer="<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
-        answer_suffix="<|eot_id|>",
-        before_question="<|start_header_id|>user<|end_header_id|>\n\n",
-        tokens=("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
-    ),
-    Template(
-        name="gemma",
-        models="Gemma, Gemma 2, Gemma 3",
-        prefix="<start_of_turn>user\n",
-        before_answer="<end_of_turn>\n<start_of_turn>model\n",
-        answer_suffix="<end_of_turn>",
-        before_question="\n<start_of_turn>user\n",
-        tokens=("<start_of_turn>", "<end_of_turn>"),
-    ),
-    Template(
-        name="phi",
-        models="Phi-3",
-        prefix="<|user|>\n",
-        before_answer="<|end|>\n<|assistant|>\n",
-        answer_suffix="<|end|>",
-        before_question="\n<|user|>\n",
-        tokens=("<|user|>", "<|assistant|>", "<|end|>"),
-    ),
-    *map(with_legacy_spacing, (_PLAIN, _V0, _VICUNA, _LLAVA_V1, _LLAMA_2)),
+    _CHATML_DIRECT,
+    _QWEN,
+    _LLAMA_3,
+    _GEMMA,
+    _PHI,
 )
 
-TEMPLATES: dict[str, Template] = {template.name: template for template in _TABLE}
+TEMPLATES: dict[str, Template] = {
+    template.name: template for template in (*_STRICT, *_ORIGINAL, *_LEGACY)
+}
 
 SPECIAL_TOKENS = frozenset(
-    token for template in _TABLE for token in (*template.tokens, *template.tokens_or_text)
+    token
+    for template in TEMPLATES.values()
+    for token in (*template.tokens, *template.tokens_or_text)
 )
 """Special tokens of all templates; no text may become one of them."""
 

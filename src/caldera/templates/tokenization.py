@@ -16,12 +16,20 @@ from transformers import PreTrainedTokenizerFast
 from caldera.conversation import IMAGE_PLACEHOLDER
 from caldera.templates.template import SPECIAL_TOKENS
 
-TextPosition = Literal["first", "after token", "after text"]
+TextPosition = Literal["first", "after token", "after text", "alone", "alone, stripped"]
+"""What precedes a text segment, or that it is tokenized as if nothing did.
+
+`alone` puts a space before any text if the tokenizer puts one before the first; `alone, stripped` removes it from the
+tokens again if the tokenizer puts none after a special token.
+"""
 
 _RESERVED = SPECIAL_TOKENS | {IMAGE_PLACEHOLDER}
 """Tokens that no text may become, even if a tokenizer does not mark them as special."""
 
 _EMPTY = {"type": "BPE", "vocab": {}, "merges": []}
+
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
+"""SentencePiece's character for a space."""
 
 
 class ContextTokenizer:
@@ -47,21 +55,37 @@ class ContextTokenizer:
         barred = self.special.keys() - {token.content for token in plain.values()}
         self._model = _model_without(backend, barred)
         self._steps = _pipeline(backend)
+        start, after_token, after_text = (
+            _pipeline_at(self._steps, position)
+            for position in ("first", "after token", "after text")
+        )
+        self._spaces_first = start != after_text
+        self._spaces_first_only = start != after_token
+        self._unknown = tokenizer.unk_token_id
         self._variants: dict[str, Tokenizer] = {}
         first = self._variant("first")
         self._ids = {first.token_to_id(token.content): key for key, token in plain.items()}
+        newline = self.encode("\n", "after text")
+        self.newline = newline[0] if len(newline) == 1 else None
+        """Id of the token that is one line end, if there is one."""
 
-    def encode(self, text: str, position: TextPosition, *, isolated: bool = False) -> list[int]:
-        """Return the ids of a text segment that `position` precedes; none of them is a special token's id.
+    def encode(self, text: str, position: TextPosition) -> list[int]:
+        """Return the ids of a text segment; none of them is a special token's id."""
+        return self.encode_with_starts(text, position)[0]
 
-        An isolated segment gets a space in front if the tokenizer puts one before any text; not after text.
-        """
-        if isolated and position != "after text":
-            if _pipeline_at(self._steps, "first") != _pipeline_at(self._steps, "after text"):
-                text = f" {text}"
-            position = "after text"
-        ids = self._variant(position).encode(text, add_special_tokens=False).ids
-        return [self._ids.get(token, token) for token in ids] if self._ids else list(ids)
+    def encode_with_starts(self, text: str, position: TextPosition) -> tuple[list[int], list[int]]:
+        """Return the ids of a text segment, and the position in the text at which each token starts."""
+        alone = position in ("alone", "alone, stripped")
+        added = int(alone and self._spaces_first)
+        variant = self._variant("after text" if alone else position)
+        encoding = variant.encode(" " * added + text, add_special_tokens=False)
+        ids = [self._ids.get(token, token) for token in encoding.ids] if self._ids else encoding.ids
+        starts = [max(start - added, 0) for start, _ in encoding.offsets]
+        if position == "alone, stripped" and self._spaces_first_only:
+            piece = encoding.tokens[0].removeprefix(_SPACE)
+            first = [self._model.token_to_id(piece) or self._unknown] if piece else []
+            return [*first, *ids[1:]], starts[1 - len(first) :]
+        return ids, starts
 
     def _variant(self, position: TextPosition) -> Tokenizer:
         """Return the tokenizer for a position, built on first use: the same vocabulary without special tokens."""
