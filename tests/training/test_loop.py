@@ -1,7 +1,6 @@
 """The training loop stops at signals and errors with everything saved, and a resumed run has the same bits."""
 
 import errno
-import shutil
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -18,7 +17,7 @@ from caldera.errors import ImageError, Interrupted, OutputError, TrainingError
 from caldera.model.bundle import LlavaBundle
 from caldera.progress import NoProgress
 from caldera.training import checkpoint, job, loop
-from caldera.training.checkpoint import latest_checkpoint, save_checkpoint
+from caldera.training.checkpoint import latest_checkpoint
 from caldera.training.hyperparameters import Stage
 from caldera.training.step import training_step
 from tests.training.jobs import FP32, STAGES, make_job, result_of
@@ -344,39 +343,6 @@ def test_a_full_disk_ends_training_and_keeps_the_checkpoints(
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert names == ["step-00000002", "step-00000004"]
     assert_resumes_bit_for_bit(start, photos, tmp_path, stage)
-
-
-@pytest.mark.parametrize(
-    ("step", "is_former", "is_told"), [(3, True, True), (4, True, False), (3, False, False)]
-)
-def test_a_warm_up_that_an_earlier_version_began_is_told(
-    start: Start,
-    photos: Path,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-    step: int,
-    is_former: bool,
-    is_told: bool,
-) -> None:
-    """Its checkpoints name no version; after the 4 steps of the warm-up the rates are the same as before."""
-    run, stage = tmp_path / "run", replace(STAGE, warmup_ratio=0.4)
-    with pytest.MonkeyPatch.context() as patch:
-        stop = calls_first(training_step, send(signal.SIGTERM), call_number=step)
-        patch.setattr(loop, "training_step", stop)
-        with pytest.raises(Interrupted):
-            make_job(start(), photos, run, stage).run()
-    saved = latest_checkpoint(run / "checkpoints")
-    assert saved is not None
-    if is_former:
-        shutil.rmtree(run / "checkpoints")
-        del saved.extra["loop_version"]
-        save_checkpoint(run / "checkpoints", saved)
-    make_job(start(), photos, run, stage, resume=True).run()
-    line = (
-        "step 3 of a warm-up of 4 steps was saved by an earlier version, which began at 1/4 of the learning rate "
-        "instead of 0; the remaining steps have the rates of this version, one step behind"
-    )
-    assert (line in caplog.text) == is_told == ("warm-up" in caplog.text)
 
 
 @pytest.mark.parametrize(("max_steps", "is_told"), [(10, True), (9, False)])

@@ -1,6 +1,9 @@
 """Only the named parts are trainable, each at its learning rate, by the schedule."""
 
 import math
+import shutil
+import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +11,10 @@ import pytest
 import torch
 from transformers import TrainingArguments, get_cosine_schedule_with_warmup
 
+from caldera.errors import Interrupted
 from caldera.model.bundle import LlavaBundle
+from caldera.training import loop
+from caldera.training.checkpoint import latest_checkpoint, save_checkpoint
 from caldera.training.hyperparameters import FINETUNE, Part
 from caldera.training.parameters import (
     build_optimizer,
@@ -19,7 +25,8 @@ from caldera.training.parameters import (
 )
 from caldera.training.step import training_step
 from tests.laying import batch_of
-from tests.training.jobs import FP32
+from tests.training.jobs import FP32, make_job
+from tests.training.test_loop import STAGE, calls_first, send
 from tests.training.test_step import mixed_samples
 
 
@@ -97,3 +104,50 @@ def test_parts_may_have_their_own_learning_rate(assistant: LlavaBundle) -> None:
     }
     assert {rates[id(weight)] for weight in assistant.model.projector.parameters()} == {0.4}
     assert {rates[id(weight)] for weight in assistant.model.language.parameters()} == {0.1}
+
+
+@pytest.mark.parametrize(
+    ("step", "is_former", "is_told"), [(3, True, True), (4, True, False), (3, False, False)]
+)
+def test_a_warm_up_that_an_earlier_version_began_is_told(
+    start: Callable[[], LlavaBundle],
+    photos: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    step: int,
+    is_former: bool,
+    is_told: bool,
+) -> None:
+    """Its checkpoints name no version; after the 4 steps of the warm-up the rates are the same as before."""
+    run, stage = tmp_path / "run", replace(STAGE, warmup_ratio=0.4)
+    with pytest.MonkeyPatch.context() as patch:
+        stop = calls_first(training_step, send(signal.SIGTERM), call_number=step)
+        patch.setattr(loop, "training_step", stop)
+        with pytest.raises(Interrupted):
+            make_job(start(), photos, run, stage).run()
+    saved = latest_checkpoint(run / "checkpoints")
+    assert saved is not None
+    if is_former:
+        shutil.rmtree(run / "checkpoints")
+        del saved.extra["loop_version"]
+        save_checkpoint(run / "checkpoints", saved)
+    make_job(start(), photos, run, stage, resume=True).run()
+    line = (
+        "step 3 of a warm-up of 4 steps was saved by an earlier version, which began at 1/4 of the learning rate "
+        "instead of 0; the remaining steps have the rates of this version, one step behind"
+    )
+    assert (line in caplog.text) == is_told == ("warm-up" in caplog.text)
+
+
+def test_a_run_of_one_step_tells_that_it_changes_nothing(
+    start: Callable[[], LlavaBundle], photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first rate of a warm-up is 0."""
+    stage = replace(STAGE, max_steps=1)
+    trained, _ = make_job(start(), photos, tmp_path / "run", stage).run()
+    for name, weight in start().model.state_dict().items():
+        assert torch.equal(trained.model.state_dict()[name], weight), name
+    assert "whose learning rate is 0: no weight changes; raise epochs or max_steps" in caplog.text
+    caplog.clear()
+    make_job(start(), photos, tmp_path / "other", replace(stage, warmup_ratio=0.0)).run()
+    assert "no weight changes" not in caplog.text

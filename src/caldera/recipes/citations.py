@@ -248,8 +248,8 @@ _ALL_NOTES = (
     "weights all tokens of a step the same",
     "records longer than max_length are an error or, with --max-bad-fraction, skipped; LLaVA truncates them",
     "images are upright by their EXIF orientation, and transparent ones are on white; LLaVA ignores both",
-    "weights, gradients and AdamW's moments are fp32, and products bf16; LLaVA's weights are bf16, the vision tower's too, "
-    "with fp32 copies for the update",
+    "weights, gradients and AdamW's moments are fp32, and products bf16; LLaVA's weights, the vision tower's too, are "
+    "bf16, with fp32 copies for the update",
     "rows that LLaVA's table of words does not have, such as that of the image token, take no part in the loss",
     "no moving average of the weights is kept, as in LLaVA",
 )

@@ -135,6 +135,11 @@ class _Loop:
                 "max_steps is %d, but %d records end after %d steps with epochs=%d; raise epochs to train longer",
                 *(stage.max_steps, len(data.training), self.num_steps, stage.epochs),
             )
+        if self.num_steps == 1 and stage.warmup_ratio > 0:
+            log.warning(
+                "the only step is the first of the warm-up, whose learning rate is 0: no weight changes; raise epochs "
+                "or max_steps, lower batch_size, or set warmup_ratio=0"
+            )
         # Cached features need no decoding.
         decodes = isinstance(data.images, DecodedImages)
         self.prefetch_config = PrefetchConfig(workers=job.runtime.workers if decodes else 0)
