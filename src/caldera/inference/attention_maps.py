@@ -45,9 +45,7 @@ def token_boxes(
     Tokens without a box, as those that end a row of tiles, have all zeros.
     """
     views = view_boxes(size, layout, processor)
-    patches = torch.cat(
-        [_patches(view, tower.patches_per_side) for view in views]
-    )  # (views * patches, 4)
+    patches = torch.cat([_patches(view, tower) for view in views])  # (views * patches, 4)
     no_box = torch.zeros(1, 4)
     if layout.views == 1:
         prefix = no_box.expand(tower.tokens_per_view - tower.patches, 4)
@@ -91,11 +89,12 @@ def _overlap(start: Tensor, end: Tensor, cells: int) -> Tensor:
     return inside.clamp(min=0) / (end - start).clamp(min=1e-12)[:, None]
 
 
-def _patches(view: Box, cells: int) -> Tensor:
-    """Return the boxes of a view's patches, row by row, (patches, 4)."""
+def _patches(view: Box, tower: VisionTower) -> Tensor:
+    """Return the boxes of a view's patches, row by row, (patches, 4); what is left of its side belongs to none."""
     left, top, right, bottom = view
-    steps = torch.arange(cells) / cells
-    width, height = (right - left) / cells, (bottom - top) / cells
+    fraction = int(tower.tower.config.patch_size) / tower.side
+    steps = torch.arange(tower.patches_per_side) * fraction
+    width, height = (right - left) * fraction, (bottom - top) * fraction
     tops, lefts = torch.meshgrid(
         top + steps * (bottom - top), left + steps * (right - left), indexing="ij"
     )

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerFast
 
 from caldera.errors import ImageError, ModelFormatError
 from caldera.export.parity.caldera_side import Caldera
@@ -23,12 +24,15 @@ from caldera.export.parity.compare import (
 )
 from caldera.export.parity.transformers_side import Transformers
 from caldera.formats.assemble import assemble
+from caldera.formats.importing.import_model import import_model
+from caldera.formats.importing.request import ImportRequest
 from caldera.formats.model_folder import load_model_folder, save_model_folder
 from caldera.images.anyres import ImageAspect
 from caldera.images.decoding import open_image
 from caldera.images.processor import ImageProcessor
 from caldera.model.bundle import LlavaBundle
 from caldera.progress import NoProgress
+from tests.tiny_onevision import write_interleave, write_onevision
 
 
 def cases(photos: Path, count: int = 3) -> list[ParityCase]:
@@ -66,6 +70,24 @@ def test_transformers_is_called_good(
     assert parity.num_equal == (3, 3)
     assert [stage.stage for stage in parity.stages] == ["file", *COMPARED]
     assert all(stage.max_difference <= stage.limit for stage in parity.stages)
+
+
+@pytest.mark.parametrize("write", [write_onevision, write_interleave])
+def test_onevision_and_interleave_are_called_good(
+    tmp_path: Path,
+    photos: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    write: Callable[[Path, PreTrainedTokenizerFast], Path],
+) -> None:
+    """A folder of transformers, and the one that it is imported to, give the same outputs in all stages."""
+    source = write(tmp_path / "source", tokenizer)
+    import_model(
+        ImportRequest(source=source, template="vicuna_v1"), tmp_path / "imported", NoProgress()
+    )
+    for folder in (source, tmp_path / "imported"):
+        parity = compare_with_transformers(tmp_path / "imported", folder, photos)
+        assert parity.good
+        assert parity.num_equal == (3, 3)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaNextForConditionalGeneration,
     LlavaNextProcessor,
+    LlavaOnevisionForConditionalGeneration,
     LlavaProcessor,
 )
 from transformers.image_utils import load_image
@@ -19,6 +20,7 @@ from transformers.image_utils import load_image
 from caldera.errors import ModelFormatError
 from caldera.export.parity.compare import COMPARED, ParityCase, StageOutputs, long_image_difference
 from caldera.formats.config import read_config
+from caldera.formats.onevision_processor import LlavaOnevisionProcessor
 from caldera.images.processor import ImageProcessor
 from caldera.templates.jinja import chat_template
 from caldera.templates.template import find_template
@@ -27,6 +29,7 @@ from caldera.templates.tokenization import start_ids
 CLASSES: dict[str, tuple[Any, Any]] = {
     "llava": (LlavaForConditionalGeneration, LlavaProcessor),
     "llava_next": (LlavaNextForConditionalGeneration, LlavaNextProcessor),
+    "llava_onevision": (LlavaOnevisionForConditionalGeneration, LlavaOnevisionProcessor),
 }
 """Model and processor classes by a config's `model_type`."""
 
