@@ -193,7 +193,11 @@ def merge_adapter(folder: Path, base: LlavaBundle) -> LlavaBundle:
     metadata = adapter.metadata.card
     add_special_tokens(base.tokenizer, base.model.language, find_template(metadata.template))
     base = with_image_aspect(
-        base, metadata.image_aspect, metadata.pinpoints, seed=adapter.metadata.newline_seed
+        base,
+        metadata.image_aspect,
+        metadata.pinpoints,
+        metadata.anyres_max,
+        seed=adapter.metadata.newline_seed,
     )
     model = base.model
     digest = digest_base(model, adapter.full_parts)
