@@ -22,6 +22,7 @@ RUNTIME = Runtime(DeviceConfig(torch.device("cpu"), torch.float32), NoProgress()
 SMALL = (
     "pretrain.batch_size=3", "pretrain.micro_batch_size=3", "pretrain.max_steps=1",
     "finetune.batch_size=3", "finetune.micro_batch_size=3", "finetune.max_steps=2", "finetune.learning_rate=1e-2",
+    "pretrain.warmup_ratio=0", "finetune.warmup_ratio=0",
 )  # fmt: skip
 
 
