@@ -158,10 +158,26 @@ def test_another_layout_of_the_prompt_is_the_same_question(tmp_path: Path) -> No
     """ScienceQA's layouts order question and context differently; the ids then count, also of equal questions."""
     items = [item(n, "Context: Look.\nWhich?", "red", "blue") for n in range(2)]
     rows = [
-        {"question_id": f"q{n}", "prompt": "Question: Which?\nContext: Look.\nOptions: (A) x", "text": str(n)}
+        {"question_id": f"q{n}", "prompt": "Question: Which?\nContext: Look.\nOptions: (A) x", "text": "AB"[n]}
         for n in (1, 0)
     ]  # fmt: skip
-    assert match_answers(records(tmp_path, rows), items, tmp_path) == {"q0": "0", "q1": "1"}
+    assert match_answers(records(tmp_path, rows), items, tmp_path) == {"q0": "A", "q1": "B"}
+
+
+def test_indices_of_choices_are_not_letters(tmp_path: Path) -> None:
+    """The message says so, instead of a score of 0; choices that are numbers, and a model of a run, may have them."""
+    items = [item(n, f"Which {n}?", "red", "blue") for n in range(3)]
+    rows: list[Row] = [{"question_id": f"q{n}", "text": str(n % 2)} for n in range(3)]
+    with pytest.raises(
+        InputError, match="all answers are numbers, the first 0 to question q0, but"
+    ):
+        match_answers(records(tmp_path, rows), items, tmp_path)
+    answered_by_run = [row | {"failed": ""} for row in rows]
+    assert len(match_answers(records(tmp_path, answered_by_run), items, tmp_path)) == 3
+    numbers = [item(n, f"Which {n}?", "0", "1") for n in range(3)]
+    assert len(match_answers(records(tmp_path, rows), numbers, tmp_path)) == 3
+    rows[1]["text"] = "B"
+    assert len(match_answers(records(tmp_path, rows), items, tmp_path)) == 3
 
 
 def test_equal_questions_are_told_apart_by_image_choices_or_correct_answer(tmp_path: Path) -> None:
@@ -213,11 +229,15 @@ def test_an_order_counts_if_every_question_or_correct_answer_agrees(tmp_path: Pa
     """OpenCompass and lmms-eval number the questions in order; a file in another order is not scored."""
     items = [item(n, f"{word}?", "x", "y") for n, word in enumerate(("Who", "Who", "How"))]
     golds = {
-        str(n): {"origin_prompt": f"Look.\n{word}?\nA. x\nB. y", "prediction": str(n), "gold": "A"}
+        str(n): {
+            "origin_prompt": f"Look.\n{word}?\nA. x\nB. y",
+            "prediction": "ABC"[n],
+            "gold": "A",
+        }
         for n, word in enumerate(("Who", "Who", "How"))
     }
     path = write_json(tmp_path / "a.json", golds)
-    assert match_answers(read_answer_list(path), items, path) == {"q0": "0", "q1": "1", "q2": "2"}
+    assert match_answers(read_answer_list(path), items, path) == {"q0": "A", "q1": "B", "q2": "C"}
     golds["0"]["gold"] = "B"
     golds["2"]["origin_prompt"] = "Look.\nWho?"
     path = write_json(tmp_path / "b.json", golds)

@@ -26,7 +26,12 @@ def test_pandas_marks_of_whole_numbers_are_removed(tmp_path: Path) -> None:
     empty = {"index": None, "prediction": None}
     path = write_table(tmp_path / "a.xlsx", [*rows, empty])
     assert read_answers(path) == {"7": "2", "8": "2.5"}
-    assert read_answers(write_json(tmp_path / "a.json", rows)) == {"7": "2.0", "8": "2.5"}
+    assert read_answers(write_json(tmp_path / "a.json", rows)) == {"7": "2", "8": "2.5"}
+    (tmp_path / "a.csv").write_text("index,prediction,split\n7.0,2.0,\n8.0,2.5,1.0\n")
+    assert [row for _, row in read_rows(tmp_path / "a.csv")] == [
+        {"index": "7", "prediction": "2.0", "split": ""},
+        {"index": "8", "prediction": "2.5", "split": "1"},
+    ], "a column of text may hold 2.0"
 
 
 def test_a_spreadsheet_names_the_extra_if_openpyxl_is_missing(
@@ -41,12 +46,27 @@ def test_a_spreadsheet_names_the_extra_if_openpyxl_is_missing(
 
 @pytest.mark.parametrize(
     ("text", "start"),
-    [("\ufeff [1]", "["), ('{"a": 1}\n{"a": 2}', "{"), ("index\tanswer", ""), ("PK\x03\x04", "")],
+    [
+        ("\ufeff [1]", "["),
+        (" " * 9999 + "{}", "{"),
+        ("ä" * 9999, ""),
+        ('{"a": 1}\n{"a": 2}', "{"),
+        ("index\tanswer", ""),
+        ("PK\x03\x04", ""),
+    ],
 )
 def test_json_is_told_from_tables(tmp_path: Path, text: str, start: str) -> None:
     """By the first character after a byte order mark and white space."""
     (tmp_path / "a.bin").write_text(text, "utf-8")
     assert json_start(tmp_path / "a.bin") == start
+
+
+def test_the_first_character_is_found_without_reading_the_file(tmp_path: Path) -> None:
+    """The reader that follows reads it, and names the broken byte far behind."""
+    (tmp_path / "a.json").write_bytes(b'{"a": "' + b"x" * 9999 + b"\xff")
+    assert json_start(tmp_path / "a.json") == "{"
+    with pytest.raises(InputError, match="is not UTF-8 text"):
+        read_json(tmp_path / "a.json")
 
 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl", ".txt"])

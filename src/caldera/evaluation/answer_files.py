@@ -296,11 +296,13 @@ def _is_single(value: list[Any] | dict[str, Any]) -> bool:
 
 
 def _to_text(value: object) -> str:
-    """Return an answer as text; null and NaN are empty."""
+    """Return an answer as text; null and NaN are empty, and a whole number has no decimal point, as in an id."""
     while isinstance(value, list) and value:
         value = value[0]
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     return value if isinstance(value, str) else json.dumps(value)
 
 

@@ -66,8 +66,35 @@ def match_answers(
     path: Path,
     question_of: Callable[[str], str] = extract_question,
 ) -> dict[str, str]:
-    """Return the texts of the answers in a file by item id; raises as `match_records` does."""
-    return texts_by_id(match_records(records, items, path, question_of), path)
+    """Return the texts of the answers in a file by item id.
+
+    Raises:
+        InputError: As by `match_records`; or ids are missing or repeated, or choices are answered by their indices.
+    """
+    matched = match_records(records, items, path, question_of)
+    _check_no_indices(matched, items, path)
+    return texts_by_id(matched, path)
+
+
+def _check_no_indices(records: Sequence[AnswerRecord], items: Sequence["Item"], path: Path) -> None:
+    """Check that the answers to choices are not all numbers, unless a model of a run gave them."""
+    choices = {
+        item.id: item.choices for item in items if item.choices or item.question_type == "choice"
+    }
+    answers = {
+        record.id: text
+        for record in records
+        if record.id in choices and "failed" not in record.fields and (text := record.text.strip())
+    }
+    if not answers or not all(map(str.isdecimal, answers.values())):
+        return
+    # A choice may be a number itself.
+    if 2 * sum(text in choices[name] for name, text in answers.items()) < len(answers):
+        name, text = next(iter(answers.items()))
+        raise InputError(
+            f"{path}: all answers are numbers, the first {text} to question {name}, but choices have letters; write A "
+            "for the first choice, B for the second and so on"
+        )
 
 
 def match_records(

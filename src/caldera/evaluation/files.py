@@ -7,6 +7,7 @@ import codecs
 import csv
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
@@ -23,7 +24,13 @@ _UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _ZIP, _OLD_EXCEL = b"PK\x03\x04", b"\xd0\xcf\x11\xe0"
 """First bytes of an .xlsx and of an .xls."""
 
+_START = 1 << 12
+"""Bytes in which a file's first character is looked for, before all of it is read."""
+
 _DELIMITERS = "\t,;|"
+
+_WHOLE_FLOAT = re.compile(r"-?\d+\.0")
+"""A whole number in a column of floats, which pandas makes of a column of numbers with an empty cell."""
 
 _MAX_NAMES = 10
 """Names that a message lists before it only counts."""
@@ -145,8 +152,10 @@ def json_start(path: Path) -> str:
     """Return the bracket that a file of JSON or JSON lines begins with; empty for a table."""
     if _is_spreadsheet(path):
         return ""
-    first = read_text(path).lstrip()[0]
-    return first if first in "{[" else ""
+    start = _read_content(path, _START)
+    encoding = "utf-16" if start.startswith(_UTF_16_MARKS) else "utf-8-sig"
+    text = start.decode(encoding, "ignore").lstrip() or read_text(path).lstrip()
+    return text[0] if text[0] in "{[" else ""
 
 
 def read_rows(path: Path) -> list[tuple[str, dict[str, str]]]:
@@ -174,6 +183,11 @@ def _read_table(path: Path, text: str) -> list[tuple[str, dict[str, str]]]:
         rows.append((location, row))
     if not rows:
         raise InputError(f"{path} has a heading but no rows")
+    for column in reader.fieldnames or ():
+        cells = [row[column] for _, row in rows if row[column]]
+        if cells and all(map(_WHOLE_FLOAT.fullmatch, cells)):
+            for _, row in rows:
+                row[column] = row[column].removesuffix(".0")
     return rows
 
 

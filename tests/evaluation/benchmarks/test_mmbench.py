@@ -59,6 +59,18 @@ def test_answers_may_be_the_table_for_submission(mmbench: Path, tmp_path: Path) 
         MMBENCH.score_answer_files(Sources(questions=mmbench), tmp_path / "submission.tsv")
 
 
+def test_missing_rotations_are_unknown_without_questions(mmbench: Path, tmp_path: Path) -> None:
+    """Answers that repeat the questions are scored, and the report says what cannot be checked."""
+    heading, *rows = mmbench.read_text().splitlines()
+    lines = [f"{heading}\tprediction", *(f"{row}\tA" for row in rows[:-1])]
+    (tmp_path / "answers.tsv").write_text("\n".join(lines))
+    metrics = MMBENCH.score_answer_files(Sources(), tmp_path / "answers.tsv").metrics
+    assert metrics["rows"] == 4
+    assert metrics["missing_rotations"] == (
+        "unknown without --questions; 1 questions have fewer rows than choices"
+    )
+
+
 def test_prompts_are_in_the_language_of_the_benchmark(mmbench: Path) -> None:
     """The hint precedes the question, an empty choice is omitted, and the last line asks for a letter."""
     conversations = [
