@@ -80,15 +80,17 @@ def _unsupported(model: Any) -> str | None:  # noqa: ANN401 - see read_model
     """Return the reason why no fast tokenizer gives a model's ids; None if one does."""
     trainer, normalizer = model.trainer_spec, model.normalizer_spec
     vocabulary = {piece.piece for piece in model.pieces}
-    changed = normalizer.precompiled_charsmap and _pieces(model, _USER_DEFINED)
+    unigram = trainer.model_type == _UNIGRAM
     lone = {letter for piece in _pieces(model, _NORMAL) for letter in piece} - vocabulary
     reasons = {
         "is neither a BPE nor a unigram model": trainer.model_type not in (_UNIGRAM, _BPE),
         "has unused pieces": bool(_pieces(model, _UNUSED)),
         "puts spaces after words": trainer.treat_whitespace_as_suffix,
         "keeps spaces as they are": not normalizer.escape_whitespaces,
-        "keeps user-defined symbols from being normalized": bool(changed),
-        "has pieces of letters that are no pieces": trainer.model_type == _BPE and bool(lone),
+        "normalizes letters (NFKC)": bool(normalizer.precompiled_charsmap),
+        "is a unigram model with user-defined symbols": unigram
+        and bool(_pieces(model, _USER_DEFINED)),
+        "has pieces of letters that are no pieces": not unigram and bool(lone),
         "has pieces that hold '<0', so that the text '<0x0A>' becomes a byte": _spells_bytes(model)
         and any("<0" in piece for piece in _pieces(model, _NORMAL)),
     }
@@ -131,7 +133,7 @@ def _bpe(model: Any) -> models.BPE:  # noqa: ANN401 - see read_model
 
 
 def _unigram(model: Any) -> models.Unigram:  # noqa: ANN401 - see read_model
-    """Return the unigram model."""
+    """Return the unigram model; of two readings of a text with equal scores it may take the other one."""
     return models.Unigram(
         [(piece.piece, piece.score) for piece in model.pieces],
         unk_id=model.trainer_spec.unk_id,
@@ -143,11 +145,8 @@ def _normalizers(model: Any, prefix: Prefix) -> list[normalizers.Normalizer]:  #
     """List the steps that change a text."""
     spec = model.normalizer_spec
     steps: list[normalizers.Normalizer] = []
-    if spec.precompiled_charsmap:
-        steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
     if spec.remove_extra_whitespaces:
-        steps.append(normalizers.Replace(LOW_LINE, " "))
-        steps.append(normalizers.Replace(Regex(r"\A +| +\z| +(?= )"), ""))
+        steps.append(normalizers.Replace(Regex(rf"\A +|[ {LOW_LINE}]+\z| +(?= )"), ""))
     if prefix != "none":
         steps.append(normalizers.Prepend(LOW_LINE))
     return [*steps, normalizers.Replace(" ", LOW_LINE)]
