@@ -8,8 +8,10 @@ import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
+from caldera.batches.image_sources import DecodedImages
 from caldera.chat.session import Session
 from caldera.conversation import Conversation, Turn
+from caldera.evaluation.answerers.local_model import ImageFeatureCache
 from caldera.formats.importing.import_model import import_model
 from caldera.formats.importing.request import ImportRequest
 from caldera.formats.model_folder import load_model_folder
@@ -17,6 +19,7 @@ from caldera.images.anyres import ONE_OF_SEVERAL
 from caldera.inference.attention_maps import compute_attention_maps, token_boxes
 from caldera.inference.detokenizer import TokenIds
 from caldera.inference.engine import Engine, offline_config
+from caldera.inference.likelihood import LikelihoodScorer
 from caldera.inference.prompts import PromptBuilder, process_image
 from caldera.inference.sampling import SamplingParams
 from caldera.model.bundle import LlavaBundle
@@ -89,6 +92,26 @@ def test_a_second_image_changes_the_form_of_the_first(
     [next_expected] = generate(onevision, [Conversation("q", turns[:3])], sampling=sampling)
     assert isinstance(turns[1], Turn)
     assert (answer.strip(), next_answer.strip()) == (expected.strip(), next_expected.strip())
+
+
+def test_evaluation_encodes_both_forms_of_an_image(onevision: LlavaBundle, tmp_path: Path) -> None:
+    """Cached features, and likelihoods computed from them, are those of the pixels of each form."""
+    first, second = draw(tmp_path)[5:7]
+    builder, pixels = PromptBuilder(onevision), DecodedImages(onevision.processor)
+    with Engine(onevision, offline_config(1)) as engine:
+        features = ImageFeatureCache(onevision, engine)
+        scorers = [LikelihoodScorer(onevision, source) for source in (features, pixels)]
+        for images in ([first], [first, second]):
+            prompt = builder.from_files(question(images))
+            features.encode(prompt.images, prompt.layouts)
+            expected = onevision.model.vision(pixels(prompt.images, prompt.layouts))
+            actual = features(prompt.images, prompt.layouts)
+            torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+            cached, exact = (
+                scorer.score([scorer.prompt(question(images), "a dog")])[0].sum
+                for scorer in scorers
+            )
+            assert cached == pytest.approx(exact, abs=1e-4)
 
 
 @pytest.mark.parametrize("several", [False, True])

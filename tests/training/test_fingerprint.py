@@ -126,6 +126,7 @@ OTHER_SETTINGS: dict[str, Any] = {
     "max_grad_norm": 0.5,
     "aspect": "pad",
     "grid_pinpoints": ("2x2",),
+    "anyres_max": 9,
     "validation_size": 1,
     "calibrate_projector": True,
     "seed": 43,
@@ -146,7 +147,9 @@ def test_a_setting_counts_and_is_named_unless_it_changes_no_step(
 ) -> None:
     """Every setting of a stage is one or the other."""
     assert OTHER_SETTINGS.keys() == {field.name for field in fields(Stage)}
-    stage = replace(FINETUNE, aspect="anyres") if name == "grid_pinpoints" else FINETUNE
+    stage = (
+        replace(FINETUNE, aspect="anyres") if name in ("grid_pinpoints", "anyres_max") else FINETUNE
+    )
     before = fingerprint(assistant, photos, stage)
     before.write(tmp_path)
 

@@ -1,5 +1,6 @@
 """Training of a LLaVA-OneVision model: one image in tiles and several in one view each, in the same batches."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ from transformers import PreTrainedTokenizerFast
 from caldera.batches.image_sources import DecodedImages
 from caldera.batches.packing import BatchBuilder
 from caldera.conversation import Conversation, ImageRef, Turn
-from caldera.formats.assemble import assemble, with_image_aspect
+from caldera.errors import UsageError
+from caldera.formats.assemble import assemble
 from caldera.formats.importing.import_model import import_model
 from caldera.formats.importing.request import ImportRequest
 from caldera.formats.model_folder import load_model_folder
-from caldera.images.anyres import ONE_OF_SEVERAL
+from caldera.images.anyres import ONE_OF_SEVERAL, ONEVISION_GRIDS
 from caldera.images.decoding import open_image
 from caldera.model.bundle import LlavaBundle
 from caldera.progress import NoProgress
@@ -23,7 +25,7 @@ from caldera.templates.encoding import IGNORE_INDEX
 from caldera.training.hyperparameters import FINETUNE
 from caldera.training.job import TrainingData
 from tests.laying import batch_of
-from tests.tiny_onevision import PINPOINTS, Reference, draw, question, write_onevision
+from tests.tiny_onevision import Reference, draw, question, write_onevision
 from tests.training.jobs import build_samples, make_job
 
 STAGE = replace(
@@ -178,9 +180,19 @@ def test_gradients_are_those_of_transformers(folder: Path, tmp_path: Path) -> No
         assert compared > 40
 
 
-def test_a_model_gets_the_limit_with_its_aspect(vision_folder: Path, language_folder: Path) -> None:
-    """Joined towers become a model of LLaVA-OneVision's kind."""
+def test_a_stage_makes_a_model_of_this_kind(
+    vision_folder: Path, language_folder: Path, photos: Path, tmp_path: Path
+) -> None:
+    """Joined towers become a LLaVA-OneVision, whose folder has its model type; the limit needs tiles."""
+    tiles = {"aspect": "anyres", "grid_pinpoints": ONEVISION_GRIDS, "anyres_max": 9}
+    stage = replace(STAGE, **tiles, max_steps=1)  # type: ignore[arg-type]
     start = assemble(vision_folder, language_folder, seed=3)
-    pinpoints = tuple((width * 6 // 17, height * 6 // 17) for width, height in PINPOINTS)
-    changed = with_image_aspect(start, "anyres", pinpoints, 9)
-    assert changed.card.anyres_max == changed.processor.anyres_max == 9
+    trained, _ = make_job(start, photos, tmp_path / "run", stage).run()
+    assert trained.card.anyres_max == trained.processor.anyres_max == 9
+    config = json.loads((tmp_path / "run/model/config.json").read_text())
+    assert (config["model_type"], config["vision_aspect_ratio"]) == (
+        "llava_onevision",
+        "anyres_max_9",
+    )
+    with pytest.raises(UsageError, match="anyres_max is 9, but aspect is pad; set aspect=anyres"):
+        replace(STAGE, aspect="pad", anyres_max=9)

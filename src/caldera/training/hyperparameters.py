@@ -22,7 +22,10 @@ _RANGES = {
         ("batch_size", "batch_tokens", "loss_batch_size", "micro_batch_size", "micro_batch_tokens"),
         "[1, inf]",
     ),
-    **dict.fromkeys(("epochs", "max_steps", "max_length", "eval_every", "save_every"), "[1, inf]"),
+    **dict.fromkeys(
+        ("epochs", "max_steps", "max_length", "eval_every", "save_every", "anyres_max"),
+        "[1, inf]",
+    ),
     "save_every_minutes": "(0, inf]",
     "warmup_ratio": "[0, 1)",
     "validation_size": "[0, inf]",
@@ -46,15 +49,18 @@ EXECUTION_SETTINGS = frozenset(
 `max_length` allows do, and are compared themselves."""
 
 
+_LATER_SETTINGS = frozenset({"loss_batch_size", "anyres_max"})
+
+
 def deciding_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a stage that change its steps.
 
-    `loss_batch_size` counts if it is set: without it a step is what it was in versions that did not have the setting.
+    Some settings count if they are set: without them a step is what it was in versions that did not have them.
     """
     return {
         name: value
         for name, value in settings.items()
-        if name not in EXECUTION_SETTINGS and (name, value) != ("loss_batch_size", None)
+        if name not in EXECUTION_SETTINGS and not (name in _LATER_SETTINGS and value is None)
     }
 
 
@@ -133,6 +139,10 @@ class Stage:
     grid_pinpoints: tuple[str, ...] = RELEASED_GRIDS
     """Grids, columns x rows of tiles, that the aspect `anyres` chooses from, where this stage sets it."""
 
+    anyres_max: int | None = None
+    """Tiles to whose number of tokens a larger image of `anyres` is scaled down, where this stage sets it: 9 in
+    LLaVA-OneVision's `anyres_max_9`, where several images of a conversation are one view each. None is LLaVA-NeXT's."""
+
     max_length: int = 2048
     """Tokens of a conversation, at most, those of images included; a language model of fewer positions allows fewer."""
 
@@ -178,6 +188,8 @@ class Stage:
         if self.aspect != "anyres" and self.grid_pinpoints != RELEASED_GRIDS:
             grids = ", ".join(self.grid_pinpoints)
             yield f"grid_pinpoints are {grids}, but aspect is {self.aspect}; set aspect=anyres before them"
+        if self.aspect != "anyres" and self.anyres_max is not None:
+            yield f"anyres_max is {self.anyres_max}, but aspect is {self.aspect}; set aspect=anyres before it"
         if not all(0 <= beta < 1 for beta in self.betas):
             yield f"betas are {self.betas}; both must lie in [0, 1)"
 

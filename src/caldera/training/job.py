@@ -323,7 +323,7 @@ def _with_stage_aspect(assistant: LlavaBundle, stage: Stage) -> LlavaBundle:
         return assistant
     side = assistant.processor.side
     pinpoints = grid_pinpoints(stage.grid_pinpoints, side) if stage.aspect == "anyres" else ()
-    return with_image_aspect(assistant, stage.aspect, pinpoints, seed=stage.seed)
+    return with_image_aspect(assistant, stage.aspect, pinpoints, stage.anyres_max, seed=stage.seed)
 
 
 def _add_lora(model: Llava, stage: Stage) -> str:
