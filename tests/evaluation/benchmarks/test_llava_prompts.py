@@ -1,7 +1,4 @@
-"""Prompts and answer lengths of LLaVA's own evaluation: each of its question files is compared in full.
-
-Files of eval.zip (LLaVA's docs/Evaluation.md) are read from `llava_eval` in the third-party data.
-"""
+"""Prompts and answer lengths of LLaVA's own evaluation: each of its question files is compared in full."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -114,15 +111,6 @@ def test_llava_benchs_questions_are_asked_as_they_are(
     lines = read_lines(third_party / file)
     assert len(lines) == count
     assert load(name, questions=third_party / file) == llava_prompts(lines)
-
-
-@pytest.fixture
-def llava_eval(third_party: Path) -> Path:
-    """Return the folder of LLaVA's eval.zip; skip the test if there is none."""
-    folder = third_party / "llava_eval"
-    if not folder.is_dir():
-        pytest.skip(f"no files of LLaVA's eval.zip at {folder}")
-    return folder
 
 
 def test_mme_equals_llavas_file(llava_eval: Path, third_party: Path) -> None:
