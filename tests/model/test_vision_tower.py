@@ -262,7 +262,7 @@ def test_a_processor_without_square_output_is_rejected(
         ({"rescale_factor": 1 / 127.5}, "only 1 / 255 is supported"),
         ({"image_mean": [0.5]}, "three finite numbers each"),
         ({"image_mean": ["grey"] * 3}, "could not convert"),
-        ({"image_mean": [float("nan")] * 3}, "three finite numbers each"),
+        ({"image_mean": [float("nan")] * 3}, "is not a finite number"),
         ({"image_std": [0.5, 0.5, 0.0]}, "std over 0"),
         ({"resample": 99}, "99 is not a valid Resampling"),
     ],

@@ -1,17 +1,51 @@
 """Reader of transformers' image processor files."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from transformers import (
+    BitImageProcessorPil,
+    BlipImageProcessorPil,
+    ChineseCLIPImageProcessorPil,
+    CLIPImageProcessorPil,
+    LlavaImageProcessorPil,
+    LlavaNextImageProcessorPil,
+    LlavaOnevisionImageProcessorPil,
+    SiglipImageProcessorPil,
+    ViTImageProcessorPil,
+)
 
-from caldera.errors import ModelFormatError
+from caldera.errors import ModelFormatError, shorten_value
+from caldera.formats.config import read_json
 from caldera.formats.transformers_config import pinpoints_from_disk
 from caldera.images.anyres import ImageAspect
 from caldera.images.processor import ImageProcessor
 from caldera.model.bundle import ModelMetadata
+
+PROCESSOR_CLASSES: dict[str, Any] = {
+    "BitImageProcessor": BitImageProcessorPil,
+    "BlipImageProcessor": BlipImageProcessorPil,
+    "ChineseCLIPImageProcessor": ChineseCLIPImageProcessorPil,
+    "CLIPImageProcessor": CLIPImageProcessorPil,
+    "LlavaImageProcessor": LlavaImageProcessorPil,
+    "LlavaNextImageProcessor": LlavaNextImageProcessorPil,
+    "LlavaOnevisionImageProcessor": LlavaOnevisionImageProcessorPil,
+    "SiglipImageProcessor": SiglipImageProcessorPil,
+    "ViTImageProcessor": ViTImageProcessorPil,
+}
+"""Transformers' classes whose pixels caldera makes; they give the settings that a file omits."""
+
+_CLASS_OF_TOWER = {
+    "clip": "CLIPImageProcessor",
+    "clip_vision_model": "CLIPImageProcessor",
+    "dinov2": "BitImageProcessor",
+    "siglip": "SiglipImageProcessor",
+    "siglip_vision_model": "SiglipImageProcessor",
+    "vit": "ViTImageProcessor",
+}
+"""Class by `model_type`, for files that do not name it."""
 
 _RESCALE_FACTOR = 1 / 255
 _CHANNELS = 3
@@ -25,47 +59,97 @@ def load_processor(folder: Path, metadata: ModelMetadata | None = None) -> Image
         metadata: Decides how images that are not square are prepared; without it, the file does.
 
     Raises:
-        ModelFormatError: Neither file is there, or it lacks a setting.
+        ModelFormatError: Neither file is there, or caldera does not make the pixels that it describes.
     """
-    for name in ("processor_config.json", "preprocessor_config.json"):
-        if not (folder / name).is_file():
-            continue
-        try:
-            content = json.loads((folder / name).read_bytes())
-            content = content.get("image_processor", content)
-            aspect = (
-                {
-                    "aspect": metadata.image_aspect,
-                    "pinpoints": metadata.pinpoints,
-                    "anyres_max": metadata.anyres_max,
-                }
-                if metadata
-                else _read_aspect(content)
-            )
-            processor = ImageProcessor(**_read_resize(content), **_read_normalization(content))
-            return processor.with_aspect(**aspect)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelFormatError(
-                f"{folder / name} has no usable image processor: {error}"
-            ) from None
-    raise ModelFormatError(f"{folder} has no preprocessor_config.json")
+    file, content = _read_file(folder)
+    try:
+        content = _with_defaults(content, folder)
+        aspect = _read_aspect(content)
+        resize = _read_resize(content, aspect["aspect"])
+        processor = ImageProcessor(**resize, **_read_normalization(content))
+        if metadata:
+            aspect = {
+                "aspect": metadata.image_aspect,
+                "pinpoints": metadata.pinpoints,
+                "anyres_max": metadata.anyres_max,
+            }
+        return processor.with_aspect(**aspect)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelFormatError(f"{file} has no usable image processor: {error}") from None
 
 
-def _read_resize(content: dict[str, Any]) -> dict[str, Any]:
+def describe_pixels(processor: ImageProcessor) -> str:
+    """Describe how an image becomes the views of the vision tower."""
+    side = f"{processor.side} x {processor.side}"
+    edge = processor.resize_shortest_edge or processor.side
+    crop = "" if processor.side == edge else f", of which the center of {side} remains"
+    match processor.aspect:
+        case "anyres":
+            sizes = ", ".join(f"{width} x {height}" for width, height in processor.pinpoints[:5])
+            more = f" and {len(processor.pinpoints) - 5} more" if processor.pinpoints[5:] else ""
+            return f"resized to {side}, and tiles of that size on the best of {sizes}{more}"
+        case "pad":
+            square = side if processor.resize_without_crop else f"{edge} x {edge}{crop}"
+            return f"padded to a square with the mean color, resized to {square}"
+        case "square" if processor.resize_without_crop:
+            return f"resized to {side} without keeping their proportions"
+        case "square":
+            return f"resized to {edge} along the shorter side, cropped to the center of {side}"
+
+
+def _read_file(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Return a folder's file of the image processor, and its settings."""
+    file = folder / "processor_config.json"
+    nested = read_json(file, required=False).get("image_processor")
+    if isinstance(nested, dict):
+        return file, nested
+    file = folder / "preprocessor_config.json"
+    if not file.is_file():
+        raise ModelFormatError(f"{folder} has no preprocessor_config.json")
+    return file, read_json(file)
+
+
+def _with_defaults(content: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return settings with those that a file omits, as the class that it names has them."""
+    tower = read_json(folder / "config.json", required=False).get("model_type")
+    given = content.get("image_processor_type") or content.get("feature_extractor_type")
+    name = given or _CLASS_OF_TOWER.get(str(tower))
+    if name is None:
+        return content
+    name = str(name).removesuffix("Fast").removesuffix("Pil")
+    name = name.replace("FeatureExtractor", "ImageProcessor")
+    if name not in PROCESSOR_CLASSES:
+        raise ValueError(f"{given} is not one of {', '.join(PROCESSOR_CLASSES)}")
+    explicit = {key: value for key, value in content.items() if value is not None}
+    settings: dict[str, Any] = PROCESSOR_CLASSES[name](**explicit).to_dict()
+    settings.setdefault("do_center_crop", False)
+    settings["do_pad"] = name == "LlavaImageProcessor" and content.get("do_pad")
+    return settings
+
+
+def _read_resize(content: dict[str, Any], aspect: ImageAspect) -> dict[str, Any]:
     """Return how an image is resized and cropped to a square."""
     size, crop = content["size"], content.get("crop_size")
     if isinstance(size, int):
         size = {"shortest_edge": size}
     crops = bool(content.get("do_center_crop", crop is not None))
-    if "shortest_edge" not in size:
-        if size["height"] != size["width"] or crops:
-            raise ValueError(f"size {size} with crop_size {crop} is not a plain resize to a square")
+    if isinstance(crop, int):
+        crop = {"height": crop, "width": crop}
+    described = f"size {shorten_value(size)} with crop_size {shorten_value(crop)}"
+    if size.keys() == {"height", "width"}:
+        if size["height"] != size["width"] or (crops and crop != size):
+            raise ValueError(f"{described} is not a plain resize to a square")
         return {"side": size["height"], "resize_without_crop": True}
+    if size.keys() != {"shortest_edge"}:
+        raise ValueError(f"{described} does not give a square")
     edge = size["shortest_edge"]
-    crop = {"height": crop or edge, "width": crop or edge} if not isinstance(crop, dict) else crop
-    if not crops or not crop["height"] == crop["width"] <= edge:
-        raise ValueError(f"size {size} with crop_size {crop} does not give a square")
+    if crop is None or (aspect == "pad" and not crops):  # a padded image is square without a crop
+        crop = {"height": edge, "width": edge}
+    if not (crops or aspect == "pad") or not crop["height"] == crop["width"] <= edge:
+        raise ValueError(f"{described} does not give a square")
     side = crop["height"]
+    if aspect == "anyres" and side != edge:
+        raise ValueError(f"{described} crops every tile, which is not supported")
     return {"side": side, "resize_shortest_edge": None if side == edge else edge}
 
 
@@ -83,13 +167,16 @@ def _read_normalization(content: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f"image_mean {mean} and image_std {std} must hold three finite numbers each, std over 0"
         )
-    return {"mean": mean, "std": std, "resample": Image.Resampling(content.get("resample", 3))}
+    return {
+        "mean": mean,
+        "std": std,
+        "resample": Image.Resampling(content.get("resample", Image.Resampling.BICUBIC)),
+    }
 
 
 def _read_aspect(content: dict[str, Any]) -> dict[str, Any]:
     """Return how an image that is not square is prepared."""
-    if "image_grid_pinpoints" in content:
-        pinpoints = pinpoints_from_disk(content["image_grid_pinpoints"])
-        return {"aspect": "anyres", "pinpoints": pinpoints}
+    if pinpoints := content.get("image_grid_pinpoints"):
+        return {"aspect": "anyres", "pinpoints": pinpoints_from_disk(pinpoints)}
     aspect: ImageAspect = "pad" if content.get("do_pad") else "square"
     return {"aspect": aspect}

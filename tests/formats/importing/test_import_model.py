@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import SiglipImageProcessorPil
 
 from caldera.errors import UsageError
+from caldera.formats.image_processor import describe_pixels
 from caldera.formats.model_folder import load_model_folder
 from caldera.formats.tokenizer import load_tokenizer
 from tests.formats.conftest import Weights, Write, assert_rejected, run_import
@@ -136,6 +138,23 @@ def test_a_pickle_under_another_name_is_not_opened(tmp_path: Path, llava_hf: Pat
     assert_rejected(
         tmp_path, "is a zip archive, as torch.save writes, under another name", source=llava_hf
     )
+
+
+def test_the_report_tells_what_happens_to_images(
+    tmp_path: Path, llava_hf: Path, clip_folder: Path, vicuna_folder: Path
+) -> None:
+    """It names crop, squeeze or padding, as the written folder does it; padding is advised for what is cropped."""
+    cropped = run_import(tmp_path / "a", source=llava_hf)
+    assert cropped.images == "resized to 6 along the shorter side, cropped to the center of 6 x 6"
+    assert any("--aspect pad" in note for note in cropped.notes)
+    padded = run_import(tmp_path / "b", source=llava_hf, aspect="pad")
+    assert padded.images == "padded to a square with the mean color, resized to 6 x 6"
+    SiglipImageProcessorPil(size={"height": 6, "width": 6}).save_pretrained(clip_folder)
+    squeezed = run_import(tmp_path / "c", vision=clip_folder, language=vicuna_folder)
+    assert squeezed.images == "resized to 6 x 6 without keeping their proportions"
+    assert not any("--aspect" in note for note in (*padded.notes, *squeezed.notes))
+    for folder, report in (("a", cropped), ("b", padded), ("c", squeezed)):
+        assert describe_pixels(load_model_folder(tmp_path / folder).processor) == report.images
 
 
 def test_an_existing_folder_is_not_replaced(tmp_path: Path, llava_hf: Path) -> None:

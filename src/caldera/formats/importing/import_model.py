@@ -4,7 +4,6 @@ The layout is detected by content, never by name. Weights are checked against th
 are copied from file to file one at a time.
 """
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from caldera.errors import ModelFormatError, OutputError, UsageError
 from caldera.files.atomic import atomic_folder, free_bytes
 from caldera.formats import weight_names
+from caldera.formats.image_processor import describe_pixels
 from caldera.formats.importing.readers import LAYOUT_READERS
 from caldera.formats.importing.request import DTYPES, ImportRequest, detect_layout
 from caldera.formats.model_folder import (
@@ -23,8 +23,7 @@ from caldera.formats.model_folder import (
     load_model_folder,
     uses_vision_model_prefix,
 )
-from caldera.formats.safetensors_files import LazyWeight, check_inside_folder
-from caldera.formats.tokenizer import SENTENCEPIECE_FILE
+from caldera.formats.safetensors_files import LazyWeight
 from caldera.formats.transformers_config import unsupported_by_transformers
 from caldera.formats.weight_merging import cast
 from caldera.formats.weight_names import LANGUAGE, digest_of_files, stored_dtype, tied_names
@@ -58,6 +57,9 @@ class ModelImportReport:
     tensors: int
     nbytes: int
     dtype: torch.dtype
+    images: str
+    """How an image becomes the pixels of the vision tower."""
+
     notes: tuple[str, ...]
 
 
@@ -87,12 +89,14 @@ def import_model(request: ImportRequest, out: Path, progress: Progress) -> Model
     assistant = replace(source.assistant, card=metadata)
     with atomic_folder(out) as fresh, progress.task("write", len(weights)) as tick:
         fill_model_folder(fresh, assistant, weights, lambda file: tick(detail=file))
-        _copy_sentencepiece(request, fresh)
         written = load_model_folder(fresh, stored_dtype(weights))
         if request.source is None:
             check_logits_match(written.model.language)
     notes = (*source.notes, *_notes(assistant))
-    return ModelImportReport(source.layout, len(weights), nbytes, stored_dtype(weights), notes)
+    images = describe_pixels(assistant.processor)
+    return ModelImportReport(
+        source.layout, len(weights), nbytes, stored_dtype(weights), images, notes
+    )
 
 
 def open_source(request: ImportRequest) -> OpenSource:
@@ -111,15 +115,6 @@ def open_source(request: ImportRequest) -> OpenSource:
     assert origin is not None
     weights = check_and_rename(assistant.model, source.weights, origin)
     return OpenSource(layout, assistant, weights, source.files, source.notes)
-
-
-def _copy_sentencepiece(request: ImportRequest, out: Path) -> None:
-    """Copy the SentencePiece model, if the source has one."""
-    for folder in (request.source, request.base, request.language):
-        if folder and (folder / SENTENCEPIECE_FILE).is_file():
-            file = check_inside_folder(folder / SENTENCEPIECE_FILE)
-            shutil.copyfile(file, out / SENTENCEPIECE_FILE)
-            return
 
 
 def check_and_rename(

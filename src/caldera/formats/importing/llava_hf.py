@@ -62,11 +62,8 @@ def read_llava_hf(folder: Path, template: str | None, aspect: str | None) -> Sou
     )
     metadata = metadata.model_copy(update={"feature_select": feature_select})
     notes: tuple[str, ...] = ()
-    if metadata.image_aspect == "square" and aspect is None:
-        notes = (
-            "its processor crops images to a square; LLaVA-1.5 was trained on padded ones, which caldera import "
-            "--aspect pad sets",
-        )
+    if metadata.image_aspect == "square" and aspect is None and not processor.resize_without_crop:
+        notes = ("LLaVA-1.5 was trained on padded images, which caldera import --aspect pad sets",)
     weights = weight_names.rename_weights(source.weights, weight_names.from_llava_hf, folder)
     towers = (config.vision_config, config.text_config)
     files = {"source": source.files}
