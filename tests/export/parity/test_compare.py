@@ -134,6 +134,7 @@ class ChangedSide:
     shape_difference: str | None = None
     color_offset: int = 0
     min_equal_answers: float = 0.5
+    vocab_size: int | None = None
     name: str = "changed"
     notes: tuple[str, ...] = ("seen",)
     limits: dict[str, float] = field(default_factory=lambda: dict.fromkeys(COMPARED, 1e-6))
@@ -189,6 +190,21 @@ def test_a_changed_stage_is_not_good(
     assert not parity.good
     assert next(entry.stage for entry in parity.stages if not entry.good) == stage
     assert parity.notes == ("seen",)
+
+
+def test_rows_that_the_other_side_lacks_are_not_compared(
+    assistant: LlavaBundle, photos: Path
+) -> None:
+    """With a vocabulary size the logits behind it are cut on both sides, without it a narrower side differs."""
+
+    def change(outputs: StageOutputs) -> StageOutputs:
+        return replace(outputs, logits=outputs.logits[:, :300])
+
+    images = cases(photos)
+    assert compare_changed(assistant, images, change=change, vocab_size=300).good
+    assert compare_changed(assistant, images, change=change).fault.startswith(
+        "logits differ by inf"
+    )
 
 
 def test_the_required_fraction_of_answers_must_be_equal(
