@@ -118,7 +118,7 @@ def processors(side: int) -> tuple[ImageProcessor, LlavaOnevisionImageProcessorP
     """Return caldera's and transformers' image processor with the same settings."""
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
     pinpoints = grid_pinpoints(ONEVISION_GRIDS, side)
-    ours = ImageProcessor(
+    processor = ImageProcessor(
         side=side, mean=mean, std=std, aspect="anyres", pinpoints=pinpoints, anyres_max=9
     )
     reference = LlavaOnevisionImageProcessorPil(
@@ -127,40 +127,40 @@ def processors(side: int) -> tuple[ImageProcessor, LlavaOnevisionImageProcessorP
         image_std=list(std),
         image_grid_pinpoints=[[height, width] for width, height in pinpoints],
     )
-    return ours, reference
+    return processor, reference
 
 
 @given(st.tuples(st.integers(1, 120), st.integers(1, 120)))
 def test_pixels_are_those_of_transformers(size: Size) -> None:
     """Of an image alone, the base view and tiles; of one among several, a square padded with the mean color."""
-    ours, reference = processors(14)
+    processor, reference = processors(14)
     image = random_image(size)
 
     alone = torch.as_tensor(np.array(reference(image)["pixel_values"][0]))
     several = reference([[image, image.resize((3, 5))]])["pixel_values"][0]
 
-    assert torch.equal(ours(image), alone)
-    layout = ours.layout(size, several=True)
-    assert torch.equal(ours(image, layout), torch.as_tensor(np.array(several)))
+    assert torch.equal(processor(image), alone)
+    layout = processor.layout(size, several=True)
+    assert torch.equal(processor(image, layout), torch.as_tensor(np.array(several)))
 
 
 def test_pixels_at_the_released_size() -> None:
     """Of a large image, with tiles of 384 pixels."""
-    ours, reference = processors(SIDE)
+    processor, reference = processors(SIDE)
     image = random_image((1500, 700))
     expected = torch.as_tensor(np.array(reference(image)["pixel_values"][0]))
     assert len(expected) == 1 + 4 * 2
-    assert torch.equal(ours(image), expected)
+    assert torch.equal(processor(image), expected)
 
 
 def test_layouts_depend_on_the_number_of_images() -> None:
     """Only with a limit: LLaVA-NeXT's anyres gives tiles to each of several images."""
-    ours, _ = processors(14)
-    unlimited = ours.with_aspect("anyres", ours.pinpoints)
-    assert ours.layout((30, 20), several=True) == ONE_OF_SEVERAL
-    assert ours.layout((30, 20)).views == unlimited.layout((30, 20), several=True).views == 7
+    processor, _ = processors(14)
+    unlimited = processor.with_aspect("anyres", processor.pinpoints)
+    assert processor.layout((30, 20), several=True) == ONE_OF_SEVERAL
+    assert processor.layout((30, 20)).views == unlimited.layout((30, 20), several=True).views == 7
     assert unlimited.layout((30, 20), several=True).anyres_max is None
-    assert ours.with_aspect("pad").layout((30, 20), several=True) == SINGLE_VIEW
+    assert processor.with_aspect("pad").layout((30, 20), several=True) == SINGLE_VIEW
     assert count_tokens(ONE_OF_SEVERAL, 3) == 10
 
 
@@ -172,8 +172,8 @@ def test_scaled_tokens_are_means_of_their_neighbors() -> None:
     tokens = order_image_tokens(
         torch.cat([patches, patches[:1] + 100]), [layout, ONE_OF_SEVERAL], newline
     )
-    means = patches[1:].mean(dim=(1, 2)).tolist()
-    expected = [0, 1, 2, 3, *means[:2], -1, *means[2:], -1, 100, 101, 102, 103, -1]
+    averages = patches[1:].mean(dim=(1, 2)).tolist()
+    expected = [0, 1, 2, 3, *averages[:2], -1, *averages[2:], -1, 100, 101, 102, 103, -1]
     assert tokens.flatten().tolist() == expected
 
 
@@ -191,7 +191,7 @@ def test_the_limit_is_read_from_the_aspect(aspect: str, limit: int | None) -> No
 @pytest.mark.parametrize(("aspect", "limit"), [("pad", 9), ("anyres", 0)])
 def test_a_limit_needs_tiles(aspect: Any, limit: int) -> None:  # noqa: ANN401
     """A processor with another aspect, or with a limit of none, is an error."""
-    ours, _ = processors(14)
-    pinpoints = ours.pinpoints if aspect == "anyres" else ()
+    processor, _ = processors(14)
+    pinpoints = processor.pinpoints if aspect == "anyres" else ()
     with pytest.raises(ValueError, match="with anyres_max"):
-        ours.with_aspect(aspect, pinpoints, limit)
+        processor.with_aspect(aspect, pinpoints, limit)

@@ -7,10 +7,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedTokenizerFast, SiglipVisionConfig, SiglipVisionModel
+from transformers import (
+    AutoModel,
+    PreTrainedTokenizerFast,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 
 from caldera.batches.image_sources import DecodedImages
 from caldera.errors import ModelFormatError
+from caldera.formats.config import build_on_meta_device
 from caldera.formats.importing.import_model import import_model
 from caldera.formats.importing.request import ImportRequest
 from caldera.formats.model_folder import load_model_folder
@@ -18,6 +24,7 @@ from caldera.formats.original.config import known_tower, parse_grids, without_la
 from caldera.images.anyres import ONEVISION_GRIDS, grid_pinpoints
 from caldera.inference.prompts import PromptBuilder
 from caldera.model.bundle import LlavaBundle
+from caldera.model.vision_tower import VisionTower
 from caldera.progress import NoProgress
 from tests.tiny_onevision import PINPOINTS, SIDE, draw, question, write_onevision
 
@@ -85,9 +92,9 @@ def folders(
     assert all(name.startswith(("encoder.layers.3.", "head.")) for name in names.missing_keys)
     model.save_pretrained(tower)
     processor = json.loads((hf / "processor_config.json").read_text())["image_processor"]
-    kept = ("image_mean", "image_std", "size", "resample")
+    settings_of_images = ("image_mean", "image_std", "size", "resample")
     (tower / "preprocessor_config.json").write_text(
-        json.dumps({name: processor[name] for name in kept})
+        json.dumps({name: processor[name] for name in settings_of_images})
     )
     return {"hf": hf, "original": original, "siglip": tower}
 
@@ -142,13 +149,14 @@ def test_logits_are_those_of_the_converted_folder(
 
 def test_the_known_tower_is_siglip_so400m() -> None:
     """27 layers on the hub and 26 in a trained folder; 27 x 27 patches of 14 pixels, which 384 is no multiple of."""
-    found = known_tower("google/siglip-so400m-patch14-384")
-    assert found is not None
-    config, processor = found
+    known = known_tower("google/siglip-so400m-patch14-384")
+    assert known is not None
+    config, processor = known
     cut = without_last_layer(config)
     assert (config.num_hidden_layers, cut.num_hidden_layers) == (27, 26)
     assert cut.vision_use_head is False
-    assert (processor.side // config.patch_size) ** 2 == 729
+    tower = VisionTower(build_on_meta_device(AutoModel, cut), processor.side, -1)
+    assert (tower.patches_per_side, tower.tokens_per_view, tower.num_prefix_tokens) == (27, 729, 0)
     assert processor.mean == processor.std == (0.5, 0.5, 0.5)
 
 
