@@ -120,7 +120,7 @@ _V15_COMMON = _with_notes(
 
 _V1_PRETRAIN = _with_notes(
     _V1_COMMON
-    | _cite_from(f"{LLAVA_PAPER}, section 4.2", trainable=("projector",), template="v0")
+    | _cite_from(f"{LLAVA_PAPER}, section 4.2", trainable=("projector",), template="v0_original")
     | _cite_from(f"{LLAVA_PAPER}, section 5", learning_rate=2e-3, batch_size=128, epochs=1)
     | _cite_from(f"{LLAVA_PAPER}, section 5: a step on 8 GPUs", loss_batch_size=16)
     | _cite_from(SCRIPTS, aspect="square"),
@@ -128,7 +128,9 @@ _V1_PRETRAIN = _with_notes(
 )
 _V1_FINETUNE = _with_notes(
     _V1_COMMON
-    | _cite_from(f"{LLAVA_PAPER}, section 4.2", trainable=("projector", "language"), template="v0")
+    | _cite_from(
+        f"{LLAVA_PAPER}, section 4.2", trainable=("projector", "language"), template="v0_original"
+    )
     | _cite_from(f"{LLAVA_PAPER}, section 5", learning_rate=2e-5, batch_size=32, epochs=3)
     | _cite_from(f"{LLAVA_PAPER}, section 5: a step on 8 GPUs", loss_batch_size=4)
     | _cite_from(SCRIPTS, aspect="square"),
@@ -140,13 +142,14 @@ _V15_PRETRAIN = (
     _V15_COMMON
     | _cite_from(f"{LLAVA_15_PAPER}, table 9", learning_rate=1e-3, batch_size=256, epochs=1)
     | _cite_from(f"{SCRIPTS}, v1_5/pretrain.sh on 8 GPUs", loss_batch_size=32)
-    | _cite_from(SCRIPTS, trainable=("projector",), template="plain", aspect="square")
+    | _cite_from(SCRIPTS, trainable=("projector",), template="plain_original", aspect="square")
 )
 _V15_FINETUNE = (
     _V15_COMMON
     | _cite_from(f"{LLAVA_15_PAPER}, table 9", learning_rate=2e-5, batch_size=128, epochs=1)
     | _cite_from(f"{SCRIPTS}, v1_5/finetune.sh on 8 GPUs", loss_batch_size=16)
-    | _cite_from(SCRIPTS, trainable=("projector", "language"), template="vicuna_v1", aspect="pad")
+    | _cite_from(SCRIPTS, trainable=("projector", "language"), aspect="pad")
+    | _cite_from(f"{SCRIPTS} and pyproject.toml at 44e0562", template="vicuna_v1_original_4_31")
 )
 _V15_LORA = (
     _V15_FINETUNE
@@ -168,7 +171,7 @@ _NEXT_FINETUNE = _uncertain(
         | _cite_from(
             LLAVA_NEXT_SCRIPTS, learning_rate=2e-5, vision_learning_rate=2e-6, batch_size=128
         )
-        | _cite_from(LLAVA_NEXT_SCRIPTS, max_length=4096, template="vicuna_v1")
+        | _cite_from(LLAVA_NEXT_SCRIPTS, max_length=4096, template="vicuna_v1_original")
         | _cite_from(f"{LLAVA_NEXT_SCRIPTS}, direct_finetune_clip.sh", loss_batch_size=4)
         | _cite_from(f"{LLAVA_NEXT_SCRIPTS}, zero3.json", max_grad_norm=1.0),
         learning_rate="of the script for Vicuna 7B; those for larger language models have 1e-5",
@@ -178,7 +181,8 @@ _NEXT_FINETUNE = _uncertain(
     *("max_length", "epochs", "template"),
 )
 _NEXT_MISTRAL = _uncertain(
-    _NEXT_FINETUNE | _cite_from("the released model's prompt", template="mistral_instruct"),
+    _NEXT_FINETUNE
+    | _cite_from("the released model's prompt", template="mistral_instruct_original"),
     "template",
 )
 

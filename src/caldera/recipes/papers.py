@@ -99,7 +99,7 @@ def llava_7b() -> PaperRecipe:
         projector="linear",
         pretrain=replace(
             PRETRAIN,
-            template="v0",
+            template="v0_original",
             aspect="square",
             learning_rate=2e-3,
             batch_size=128,
@@ -108,7 +108,7 @@ def llava_7b() -> PaperRecipe:
         ),
         finetune=replace(
             FINETUNE,
-            template="v0",
+            template="v0_original",
             aspect="square",
             batch_size=32,
             loss_batch_size=4,
@@ -143,10 +143,20 @@ def llava_15_7b() -> PaperRecipe:
         vision="openai/clip-vit-large-patch14-336",
         language="lmsys/vicuna-7b-v1.5",
         pretrain=replace(
-            PRETRAIN, aspect="square", loss_batch_size=32, micro_batch_size=32, max_grad_norm=None
+            PRETRAIN,
+            template="plain_original",
+            aspect="square",
+            loss_batch_size=32,
+            micro_batch_size=32,
+            max_grad_norm=None,
         ),
         finetune=replace(
-            FINETUNE, aspect="pad", loss_batch_size=16, micro_batch_size=16, max_grad_norm=None
+            FINETUNE,
+            template="vicuna_v1_original_4_31",
+            aspect="pad",
+            loss_batch_size=16,
+            micro_batch_size=16,
+            max_grad_norm=None,
         ),
     )
 
@@ -162,7 +172,12 @@ def llava_15_7b_lora() -> PaperRecipe:
         llava_15_7b(),
         name="llava_15_7b_lora",
         finetune=replace(
-            FINETUNE_LORA, aspect="pad", loss_batch_size=16, micro_batch_size=16, max_grad_norm=None
+            FINETUNE_LORA,
+            template="vicuna_v1_original_4_31",
+            aspect="pad",
+            loss_batch_size=16,
+            micro_batch_size=16,
+            max_grad_norm=None,
         ),
     )
 
@@ -178,6 +193,7 @@ def llava_next_7b() -> PaperRecipe:
             FINETUNE,
             trainable=("vision", "projector", "language"),
             vision_learning_rate=2e-6,
+            template="vicuna_v1_original",
             aspect="anyres",
             loss_batch_size=4,
             micro_batch_size=4,
@@ -193,5 +209,5 @@ def llava_next_mistral_7b() -> PaperRecipe:
         base,
         name="llava_next_mistral_7b",
         language="mistralai/Mistral-7B-Instruct-v0.2",
-        finetune=replace(base.finetune, template="mistral_instruct"),
+        finetune=replace(base.finetune, template="mistral_instruct_original"),
     )
