@@ -41,6 +41,7 @@ def ask(
     config: AnswerConfig = DEFAULTS,
     answered: Collection[str] = (),
     dtype: torch.dtype = torch.float32,
+    max_new_tokens: int = 4,
 ) -> dict[str, Answer]:
     """Return a random assistant's answers by item id."""
     answers: dict[str, Answer] = {}
@@ -50,7 +51,7 @@ def ask(
         [answerer.prepare(item, photos, ()) for item in items],
         answered,
         lambda batch: answers.update({answer.id: answer for answer in batch}),
-        max_new_tokens=4,
+        max_new_tokens=max_new_tokens,
     )
     return answers
 
@@ -159,6 +160,24 @@ def test_only_items_that_cannot_be_asked_fail(assistant: LlavaBundle, photos: Pa
     assert "1.png is a text file, not an image" in failed["q1"]
     assert "room for 2048" in failed["q6"]
     assert len(answers) == 7
+
+
+def test_an_answer_ends_with_the_context(
+    assistant: LlavaBundle, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A maximum beyond the model's room fails no item: the longest prompt has the answer of nine tokens, its room."""
+    items = questions(3).items
+    builder = PromptBuilder(assistant)
+    lengths = {item.id: len(builder.from_files(item.conversation, photos).ids) for item in items}
+    longest = max(lengths, key=lambda name: lengths[name])
+    expected = ask(assistant, items, photos, max_new_tokens=9)
+    config = assistant.model.language.config
+    monkeypatch.setattr(config, "max_position_embeddings", lengths[longest] + 9)
+    answers = ask(assistant, items, photos, max_new_tokens=1024)
+    assert not any(answer.error for answer in answers.values())
+    assert answers[longest] == expected[longest]
+    for name in lengths.keys() - {longest}:
+        assert answers[name].text.startswith(expected[name].text)
 
 
 @pytest.mark.parametrize("method", ["letter", "option", "option-mean"])

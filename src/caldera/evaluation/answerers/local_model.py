@@ -190,7 +190,7 @@ class LocalModelAnswerer:
         """
         batch_size = self._config.batch_size
         sampling = {
-            prepared.item.id: self._sampling(max_new_tokens, index)
+            prepared.item.id: self._sampling(self._room(prepared, max_new_tokens), index)
             for index, prepared in enumerate(items)
         }
         with (
@@ -259,7 +259,14 @@ class LocalModelAnswerer:
         pairs = tuple((likelihood.sum, likelihood.num_tokens) for likelihood in likelihoods)
         return Answer(item.id, option_letter(item, best), option_log_likelihoods=pairs)
 
-    def _sampling(self, max_new_tokens: int, index: int = 0) -> SamplingParams:
+    def _room(self, prepared: PreparedItem, max_new_tokens: int) -> int:
+        """Return the maximum length of an item's answer: the rest of the context, if that is less; at least 1."""
+        context_length = self._assistant.model.context_length
+        if context_length is None:
+            return max_new_tokens
+        return max(1, min(max_new_tokens, context_length - len(_prompt(prepared).ids)))
+
+    def _sampling(self, max_new_tokens: int, index: int) -> SamplingParams:
         """Return the sampling parameters of an item; each has its own seed."""
         return SamplingParams(
             temperature=self._config.temperature,
