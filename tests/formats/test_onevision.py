@@ -1,7 +1,9 @@
 """LLaVA-OneVision and LLaVA-NeXT-Interleave folders give the same pixels, prompts and logits as in transformers."""
 
+import copy
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,6 +107,41 @@ def test_a_folder_is_used_without_import(folders: dict[str, Path], tmp_path: Pat
     assert ids == caldera_outputs(imported, conversation)[0]
     assert torch.equal(logits, caldera_outputs(imported, conversation)[2])
     assert opened.card.anyres_max == 9
+
+
+HUB_TEMPLATE = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + ' '}}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}"
+    "{% if message['role'] != 'assistant' %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{{ '\\n' + content['text'] }}{% endfor %}{% else %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{% generation %}{{ '\\n' + content['text'] }}{% endgeneration %}{% endfor %}{% endif %}"
+    "{{'<|im_end|>'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+"""Chat template of llava-hf's folders on the hub, without that of videos."""
+
+
+@pytest.mark.parametrize("write", [write_onevision, write_interleave])
+def test_the_template_of_the_hub_gives_the_prompt_of_the_training(
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    write: Callable[[Path, PreTrainedTokenizerFast], Path],
+) -> None:
+    """Its text has no system message, which both models were trained with; no --template is needed."""
+    chatml = copy.deepcopy(tokenizer)
+    chatml.add_special_tokens({"extra_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    folder = write(tmp_path / "source", chatml)
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": HUB_TEMPLATE}))
+
+    import_model(ImportRequest(source=folder), tmp_path / "out", NoProgress())
+
+    assistant = load_model_folder(tmp_path / "out")
+    prompt = PromptBuilder(assistant).from_files(question(draw(tmp_path)[:2]))
+    assert assistant.card.template == "qwen_original"
+    system = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    assert prompt.text.removeprefix("<s>").startswith(system)
 
 
 def test_the_metadata_hold_the_limit(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -149,9 +149,9 @@ def test_logits_are_those_of_the_converted_folder(
 
 def test_the_known_tower_is_siglip_so400m() -> None:
     """27 layers on the hub and 26 in a trained folder; 27 x 27 patches of 14 pixels, which 384 is no multiple of."""
-    known = known_tower("google/siglip-so400m-patch14-384")
-    assert known is not None
-    config, processor = known
+    hub_tower = known_tower("google/siglip-so400m-patch14-384")
+    assert hub_tower is not None
+    config, processor = hub_tower
     cut = without_last_layer(config)
     assert (config.num_hidden_layers, cut.num_hidden_layers) == (27, 26)
     assert cut.vision_use_head is False
