@@ -108,3 +108,9 @@ def test_an_existing_special_token_is_unchanged() -> None:
     after = tokenizer.backend_tokenizer.get_added_tokens_decoder()
     assert after[key].content == "<|assistant|>"
     assert after[key].rstrip
+
+
+def test_a_vocabulary_grows_no_more_than_asked(vision_folder: Path, language_folder: Path) -> None:
+    """With a multiple of 1 the tables have a row for each token and no other."""
+    assistant = assemble(vision_folder, language_folder, vocab_multiple=1)
+    assert len(assistant.model.embedding_weight) == len(assistant.tokenizer)

@@ -32,6 +32,13 @@ Layout = Annotated[
 DiskDtype = Annotated[
     str, typer.Option(help="Weights on disk: auto (as they are), float32, float16, bfloat16.")
 ]
+VocabMultiple = Annotated[
+    int | None,
+    typer.Option(
+        help="Fill up the rows of the grown embedding tables to a multiple of this; 1: no more than needed. "
+        "\\[default: 64]"
+    ),
+]
 
 
 def import_weights(
@@ -46,6 +53,7 @@ def import_weights(
     delta: Delta = False,
     layout: Layout = None,
     dtype: DiskDtype = "auto",
+    vocab_multiple: VocabMultiple = None,
 ) -> None:
     """Convert a llava-hf folder, a folder of LLaVA's own code, or two towers to a model folder.
 
@@ -77,6 +85,7 @@ def import_weights(
         template=template,
         aspect=aspect,  # type: ignore[arg-type] # checked when it is built
         dtype=dtype,
+        vocab_multiple=vocab_multiple,
     )
     report = import_model(request, out_folder, default_progress())
     print_message(*(f"note: {note}" for note in report.notes))

@@ -20,7 +20,7 @@ from caldera.errors import ModelFormatError, UsageError
 from caldera.formats.config import read_config
 from caldera.formats.image_processor import load_processor
 from caldera.formats.tokenizer import add_image_token, image_token_id, load_tokenizer
-from caldera.formats.weight_merging import mean_row, padded_vocab_size
+from caldera.formats.weight_merging import VOCAB_MULTIPLE, mean_row, padded_vocab_size
 from caldera.formats.weight_names import digest_folder
 from caldera.images.anyres import RELEASED_GRIDS, ImageAspect, Size, grid_pinpoints
 from caldera.model.bundle import LlavaBundle, ModelMetadata
@@ -48,6 +48,7 @@ def assemble(  # noqa: PLR0913 - the settings of the metadata, by name
     pinpoints: tuple[Size, ...] = (),
     vision_feature_layer: int = -2,
     feature_select: FeatureSelect = "patch",
+    vocab_multiple: int = VOCAB_MULTIPLE,
     seed: int = 0,
 ) -> LlavaBundle:
     """Join a vision tower and a language model with a fresh projector.
@@ -61,6 +62,7 @@ def assemble(  # noqa: PLR0913 - the settings of the metadata, by name
         pinpoints: Canvas sizes for `anyres`, (width, height); LLaVA-NeXT's grids of the tower's own side if empty.
         vision_feature_layer: Hidden state of the tower that is projected.
         feature_select: Whether the features include the class token.
+        vocab_multiple: Multiple that the rows of the embedding tables are filled up to if they grow; 1 for none.
         seed: Seed of the projector's weights.
 
     Raises:
@@ -82,7 +84,9 @@ def assemble(  # noqa: PLR0913 - the settings of the metadata, by name
     language_model = _load(language, AutoModelForCausalLM)
     check_logits_match(language_model)
     tokenizer = load_tokenizer(language)
-    image_id = add_special_tokens(tokenizer, language_model, find_template(template))
+    image_id = add_special_tokens(
+        tokenizer, language_model, find_template(template), vocab_multiple
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         connector = build_projector(projector, tower.width, language_model.config.hidden_size)
@@ -156,11 +160,15 @@ def _load(folder: Path, factory: Any) -> PreTrainedModel:  # noqa: ANN401 - tran
 
 
 def add_special_tokens(
-    tokenizer: PreTrainedTokenizerFast, language: PreTrainedModel, template: Template
+    tokenizer: PreTrainedTokenizerFast,
+    language: PreTrainedModel,
+    template: Template,
+    vocab_multiple: int = VOCAB_MULTIPLE,
 ) -> int:
     """Add the image token, a padding token and the template's special tokens where they are missing.
 
-    The embedding tables grow to a multiple of 64. New rows, and rows of new tokens, start as the mean of the old ones.
+    Embedding tables that grow get a multiple of `vocab_multiple` rows. New rows, and rows of new tokens, start as the
+    mean of the old ones.
 
     Returns:
         Id of the image token.
@@ -174,7 +182,8 @@ def add_special_tokens(
     )
     old: int = language.get_input_embeddings().weight.shape[0]  # type: ignore[index, assignment] # a Parameter
     if len(tokenizer) > old:
-        language.resize_token_embeddings(padded_vocab_size(len(tokenizer)), mean_resizing=False)
+        rows = padded_vocab_size(len(tokenizer), vocab_multiple)
+        language.resize_token_embeddings(rows, mean_resizing=False)
     for layer in (language.get_input_embeddings(), language.get_output_embeddings()):
         table: Tensor = layer.weight  # type: ignore[assignment] # a Parameter
         with torch.no_grad():

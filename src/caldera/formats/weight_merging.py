@@ -17,6 +17,9 @@ from caldera.formats.weight_names import LANGUAGE
 
 ADAPTER_CONFIG = "adapter_config.json"
 
+VOCAB_MULTIPLE = 64
+"""Multiple that the rows of a grown embedding table are filled up to, as in llava-hf's folders."""
+
 PEFT_PREFIX = "base_model.model."
 """Prefix that peft puts before the names of the model it wraps."""
 
@@ -166,9 +169,9 @@ def _read_rank_and_scale(folder: Path) -> tuple[int, float]:
     return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def padded_vocab_size(num_tokens: int) -> int:
-    """Return the rows of an embedding table that grows for `num_tokens`: a multiple of 64."""
-    return math.ceil(num_tokens / 64) * 64
+def padded_vocab_size(num_tokens: int, multiple: int = VOCAB_MULTIPLE) -> int:
+    """Return the rows of an embedding table that grows for `num_tokens`."""
+    return math.ceil(num_tokens / multiple) * multiple
 
 
 def mean_row(table: Tensor) -> Tensor:
@@ -191,8 +194,11 @@ def grow_embeddings(
     language: PretrainedConfig,
     tokenizer: PreTrainedTokenizerFast,
     source: Path,
+    vocab_multiple: int = VOCAB_MULTIPLE,
 ) -> tuple[dict[str, LazyWeight], PretrainedConfig]:
     """Add the image token to a tokenizer, and rows for it to the embedding tables, without reading them.
+
+    A table that grows gets a multiple of `vocab_multiple` rows.
 
     Raises:
         ModelFormatError: The tokenizer has more tokens than the model, or a table is missing.
@@ -208,7 +214,7 @@ def grow_embeddings(
         )
     add_image_token(tokenizer)
     if len(tokenizer) > rows:
-        new_rows = padded_vocab_size(len(tokenizer))
+        new_rows = padded_vocab_size(len(tokenizer), vocab_multiple)
         for table in (LANGUAGE + name for name in tables):
             if table not in grown:
                 continue

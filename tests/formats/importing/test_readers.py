@@ -300,6 +300,41 @@ def test_the_linear_projector_of_llava_v1_is_imported(
     assert any("cannot express" in note for note in report.notes)
 
 
+@pytest.mark.parametrize(("multiple", "rows"), [(None, 384), (1, WORDS + 2), (8, 336)])
+@pytest.mark.parametrize("joined", [True, False])
+def test_the_padding_of_the_vocabulary_is_optional(
+    tmp_path: Path,
+    write_original: Write,
+    clip_folder: Path,
+    vicuna_folder: Path,
+    multiple: int | None,
+    rows: int,
+    joined: bool,
+) -> None:
+    """Tables grow to a multiple of 64 by default, by two rows with 1; the rows of the old tokens stay."""
+    towers = {"vision": clip_folder, "language": vicuna_folder}
+    original = {"source": write_original(), "vision": clip_folder}
+    settings = towers if joined else original
+    run_import(tmp_path / "out", vocab_multiple=multiple, **settings)
+    language = load_model_folder(tmp_path / "out").model.language
+    source = torch.load(vicuna_folder / "pytorch_model.bin", weights_only=True)
+    assert language.config.vocab_size == rows
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        table = language.state_dict()[name]  # (tokens, width)
+        assert len(table) == rows
+        assert torch.equal(table[:WORDS], source[name].float())
+
+
+def test_the_padding_of_a_complete_vocabulary_is_not_changed(
+    tmp_path: Path, llava_hf: Path
+) -> None:
+    """A llava-hf folder has its rows already; a multiple below 1 is none."""
+    with pytest.raises(UsageError, match="remove --vocab-multiple"):
+        run_import(tmp_path / "out", source=llava_hf, vocab_multiple=1)
+    with pytest.raises(UsageError, match="--vocab-multiple is 0; it must be 1 or more"):
+        run_import(tmp_path / "out", source=llava_hf, vocab_multiple=0)
+
+
 def test_the_shipped_towers_are_joined_by_name(tmp_path: Path) -> None:
     """A tied head is stored once, and for an unknown name the message suggests the nearest."""
     run_import(tmp_path / "out", vision=Path("scenes-vit"), language=Path("scenes-llama"))

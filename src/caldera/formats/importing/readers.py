@@ -37,7 +37,7 @@ from caldera.scenes.backbones import find_backbone
 def _read_hf(request: ImportRequest) -> SourceModel:
     """Read a llava-hf folder."""
     assert request.source
-    request.reject_options("base", "vision")
+    request.reject_options("base", "vision", "vocab-multiple")
     return read_llava_hf(request.source, request.template, request.aspect)
 
 
@@ -102,7 +102,9 @@ def _build_original(
     has_tokenizer = any((folder / name).is_file() for name in (TOKENIZER_FILE, SENTENCEPIECE_FILE))
     tokenizer = load_tokenizer(request.base if request.base and not has_tokenizer else folder)
     tokenizer.chat_template = None  # a program in the folder; caldera writes its own
-    model = join_original(folder, settings, source, tokenizer, tower, metadata)
+    model = join_original(
+        folder, settings, source, tokenizer, tower, metadata, request.grown_multiple
+    )
     return replace(model, files={**model.files, "base": base})
 
 
@@ -158,7 +160,9 @@ def _read_two_towers(request: ImportRequest) -> SourceModel:
     projector = _read_or_init_projector(
         request, tower, config.hidden_size, stored_dtype(source.weights)
     )
-    weights, language = grow_embeddings(language_weights, config, tokenizer, language_folder)
+    weights, language = grow_embeddings(
+        language_weights, config, tokenizer, language_folder, request.grown_multiple
+    )
     metadata = build_metadata(
         vision,
         projector=detect_projector(projector.weights, Path(request.projector)),

@@ -11,7 +11,7 @@ from caldera.formats.config import read_config
 from caldera.formats.model_paths import ADAPTER_FILES, NON_LORA_FILE, PROJECTOR_FILE, identify
 from caldera.formats.original.config import is_original
 from caldera.formats.weight_files import has_weights, read_folder
-from caldera.formats.weight_merging import ADAPTER_CONFIG
+from caldera.formats.weight_merging import ADAPTER_CONFIG, VOCAB_MULTIPLE
 from caldera.images.anyres import ImageAspect
 from caldera.templates.template import TEMPLATES, find_template
 
@@ -57,6 +57,9 @@ class ImportRequest:
     dtype: str = "auto"
     """Dtype of the weights on disk; `auto` follows the source."""
 
+    vocab_multiple: int | None = None
+    """Multiple that the rows of embedding tables are filled up to where they grow; VOCAB_MULTIPLE if None."""
+
     seed: int = 0
     """Seed of a fresh projector."""
 
@@ -70,6 +73,8 @@ class ImportRequest:
             raise UnknownNameError("aspect", self.aspect, get_args(ImageAspect))
         if self.dtype != "auto" and self.dtype not in DTYPES:
             raise UnknownNameError("dtype", self.dtype, ["auto", *DTYPES])
+        if self.vocab_multiple is not None and self.vocab_multiple < 1:
+            raise UsageError(f"--vocab-multiple is {self.vocab_multiple}; it must be 1 or more")
         if self.source is None and not (self.vision and self.language):
             raise UsageError(
                 "give the folder of a model, or --vision and --language to join two towers"
@@ -96,9 +101,18 @@ class ImportRequest:
             )
         return self.template
 
+    @property
+    def grown_multiple(self) -> int:
+        """Multiple that the rows of grown embedding tables are filled up to."""
+        return self.vocab_multiple or VOCAB_MULTIPLE
+
     def reject_options(self, *options: str) -> None:
         """Raise UsageError if one of the options, which the layout does not use, was given."""
-        values = {"base": self.base, "vision": self.vision}
+        values = {
+            "base": self.base,
+            "vision": self.vision,
+            "vocab-multiple": self.vocab_multiple,
+        }
         if used := [f"--{name}" for name in options if values[name] is not None]:
             raise UsageError(
                 f"{self.source or 'a joined model'} is a complete model; remove {' and '.join(used)} "

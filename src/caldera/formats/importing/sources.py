@@ -179,6 +179,7 @@ def join_original(
     tokenizer: PreTrainedTokenizerFast,
     tower: SourceTower,
     metadata: ModelMetadata,
+    vocab_multiple: int,
 ) -> SourceModel:
     """Join the content of an original folder with its vision tower.
 
@@ -189,6 +190,7 @@ def join_original(
         tokenizer: A tokenizer without the image token.
         tower: The tower from `resolve_vision_tower`.
         metadata: Metadata of the model.
+        vocab_multiple: Multiple that the rows of the grown embedding tables are filled up to.
 
     Raises:
         ModelFormatError: The tokenizer has more tokens than the model.
@@ -196,7 +198,9 @@ def join_original(
     without_tower = {
         name: weight for name, weight in source.weights.items() if not name.startswith(VISION)
     }
-    weights, language = grow_embeddings(without_tower, settings.language, tokenizer, folder)
+    weights, language = grow_embeddings(
+        without_tower, settings.language, tokenizer, folder, vocab_multiple
+    )
     return SourceModel(
         tower.config,
         language,
