@@ -65,38 +65,25 @@ def filled(page: str, name: str) -> str:
     return "".join(written)
 
 
-TEMPLATES_HEAD = """# Chat templates
-
-A chat template is the prompt format of a family of language models. `--set template=NAME` of `caldera train` selects
-one, the model folder stores it, and `caldera data inspect FILE --template NAME` shows it. Use the template that the
-language model was trained with. `make docs` writes this page from the table in `templates/template.py`.
-
-Below, `<image>` is the place of an image, `<s>` the start token if the tokenizer uses one, `</s>` the tokenizer's own
-end token, and text in `[[ ]]` is supervised: the answers and their end marks, nothing else. A turn's only image is
-moved before its text; several stay in place. Text that a user types never becomes an image or a special token. If a
-tokenizer lacks a special token of the template, training adds it as a new embedding row, the mean of the others.
-
-A `_legacy` variant renders the same text and tokenizes it as LLaVA-1.5's slow tokenizer did: every text between two
-special tokens or images gets SentencePiece's leading space, so `</s>` is followed by the pieces of ` USER`. Use it for
-weights that were trained that way. All other templates give the ids of the tokenizer for the whole text, except that no
-token spans the border between a question and its answer.
-
-"""
-
-
-def templates_page() -> str:
-    """Return docs/templates.md: a table of all templates, and two rounds in each."""
+def templates_part() -> str:
+    """Return the generated part of docs/templates.md: a table of all templates, and two rounds in each."""
     rows = [
-        "| template | for | end mark | stop | special tokens |",
-        "| --- | --- | --- | --- | --- |",
+        "| template | for | ids and labels of | end mark | stop | special tokens |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     rows += [_row(template) for template in TEMPLATES.values()]
-    sections = [
-        f"## {template.name}\n\n```text\n{_two_rounds(template)}\n```\n"
-        for template in TEMPLATES.values()
-        if True
-    ]
-    return TEMPLATES_HEAD + "\n".join(rows) + "\n\n" + "\n".join(sections)
+    sections: list[str] = []
+    shown: set[str] = set()
+    for template in TEMPLATES.values():
+        forms = [(template, template.name)]
+        if template.training is not None:
+            forms.append((template.training, f"{template.name}, in training"))
+        for form, title in forms:
+            text = _two_rounds(form)
+            if text not in shown:
+                sections.append(f"## {title}\n\n```text\n{text}\n```\n")
+            shown.add(text)
+    return "\n".join(rows) + "\n\n" + "\n".join(sections)
 
 
 def _row(template: Template) -> str:
@@ -110,7 +97,14 @@ def _row(template: Template) -> str:
     special = code(*template.tokens)
     if template.tokens_or_text:
         special = f"{code(*template.tokens_or_text)} where the tokenizer has them, else text"
-    return f"| {template.name} | {template.models} | {code(template.answer_suffix)} | {code(stop)} | {special} |"
+    cells = (
+        template.models,
+        template.reproduces,
+        code(template.answer_suffix),
+        code(stop),
+        special,
+    )
+    return f"| {template.name} | {' | '.join(cells)} |"
 
 
 def _two_rounds(template: Template) -> str:
@@ -270,13 +264,13 @@ def api_pages() -> dict[str, str]:
 
 
 WHOLE: dict[str, Callable[[], str]] = {
-    "docs/templates.md": templates_page,
     "docs/tree.md": tree_page,
     "docs/cli.md": cli_page,
 }
 """Pages that are generated whole."""
 
 PARTS: dict[str, Callable[[], str]] = {
+    "docs/templates.md": templates_part,
     "docs/recipes.md": markdown,
     "README.md": readme_tree,
     "README.zh-CN.md": readme_tree,
