@@ -137,7 +137,8 @@ def test_pixels_are_those_of_transformers(size: Size) -> None:
     image = random_image(size)
 
     alone = torch.as_tensor(np.array(reference(image)["pixel_values"][0]))
-    several = reference([[image, image.resize((3, 5))]])["pixel_values"][0]
+    images: Any = [[image, image.resize((3, 5))]]
+    several = reference(images)["pixel_values"][0]
 
     assert torch.equal(processor(image), alone)
     layout = processor.layout(size, several=True)

@@ -48,7 +48,8 @@ def dialogues(images: list[Path]) -> list[Conversation]:
     conversations = []
     for number in range(16):
         paths = [images[(number // 4 + step) % len(images)] for step in range(number % 4)]
-        parts = (*(ImageRef(path.name) for path in paths), "\nwhat do you see?")
+        images_of_turn = [ImageRef(path.name) for path in paths]
+        parts: tuple[str | ImageRef, ...] = (*images_of_turn, "\nwhat do you see?")
         answer = ("yes", "no", "the dog is on the left")[number % 3]
         turns = (Turn("user", parts), Turn("assistant", (answer,)))
         conversations.append(Conversation(f"r{number}", turns))

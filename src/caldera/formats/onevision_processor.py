@@ -3,7 +3,7 @@
 from typing import Any
 
 import transformers
-from transformers import LlavaOnevisionImageProcessorPil, PreTrainedTokenizerFast
+from transformers import BaseImageProcessor, PreTrainedTokenizerFast
 
 from caldera.formats.tokenizer import IMAGE_TOKEN
 
@@ -19,7 +19,7 @@ class LlavaOnevisionProcessor(transformers.LlavaOnevisionProcessor):
 
     def __init__(  # noqa: PLR0913 - transformers' own parameters
         self,
-        image_processor: LlavaOnevisionImageProcessorPil | None = None,
+        image_processor: BaseImageProcessor | None = None,
         tokenizer: PreTrainedTokenizerFast | None = None,
         num_image_tokens: int | None = None,
         vision_feature_select_strategy: str | None = None,
@@ -30,7 +30,7 @@ class LlavaOnevisionProcessor(transformers.LlavaOnevisionProcessor):
         **_: Any,  # noqa: ANN401 - settings of the video processor, which are not used
     ) -> None:
         """Pass everything to transformers' class, whose attributes are those in this signature."""
-        super().__init__(
+        super().__init__(  # type: ignore[no-untyped-call] # transformers'
             image_processor,
             tokenizer,
             None,
