@@ -213,7 +213,7 @@ def rows_of(assistant: LlavaBundle, conversations: Sequence[Conversation]) -> li
         tokenizer=assistant.tokenizer,
         template=find_template("vicuna_v1"),
         image_token_id=assistant.model.image_token_id,
-        layout=assistant.processor.layout,
+        layouts=assistant.processor.layouts,
         count_tokens=assistant.model.count_tokens,
         max_length=2048,
     )
@@ -305,7 +305,7 @@ def test_a_small_image_is_tiled_as_the_original_does(
         "q", (Turn("user", (ImageRef(str(tmp_path / "small.png")), "\nwhat?")),)
     )
     ids, _ = caldera_logits(bundle, question)
-    assert bundle.processor.layout(tmp_path / "small.png").rows == 2
+    assert bundle.processor.layouts([tmp_path / "small.png"])[0].rows == 2
     assert Reference(tmp_path / "m").inputs(question)["input_ids"][0].tolist() == ids
 
 
