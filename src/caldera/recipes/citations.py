@@ -105,7 +105,7 @@ _COMMON = _with_notes(
     | _cite_from(DEFAULT, betas=(0.9, 0.999), seed=42)
     | _cite_from(SCRIPTS, projector_learning_rate=None, vision_learning_rate=None, lora=None),
     warmup_ratio="the first step has rate 0, as in transformers' trainer",
-    seed="the order of records and dropout come from other random numbers than torch's",
+    seed="the order of records and dropout come from other random numbers than LLaVA's",
 )
 
 _V1_COMMON = _with_notes(
@@ -255,7 +255,6 @@ _ALL_NOTES = (
     "weights, gradients and AdamW's moments are fp32, and products bf16; LLaVA's weights, the vision tower's too, are "
     "bf16, with fp32 copies for the update",
     "rows that LLaVA's table of words does not have, such as that of the image token, take no part in the loss",
-    "no moving average of the weights is kept, as in LLaVA",
 )
 _V15_NOTES = (
     *_ALL_NOTES,
@@ -264,6 +263,7 @@ _V15_NOTES = (
 )
 _V1_NOTES = (
     *_ALL_NOTES,
+    "LLaVA's table of words has a row for the padding of v0, which takes part in its loss; here it does not",
     "the original was released as delta weights for LLaMA and used Vicuna v0; any Vicuna folder of that size works",
 )
 _NEXT_NOTES = (

@@ -202,7 +202,7 @@ def compact_number(number: int | None) -> str:
 
 
 def markdown() -> str:
-    """Return the tables in docs/recipes.md: all papers' recipes, and their data sets."""
+    """Return what docs/recipes.md says of all papers' recipes: a table of them, one of their data, and their notes."""
     recipes = [build() for build in PAPER_RECIPES.values()]
     rows = [row for recipe in recipes for row in overview(recipe)]
     datasets = {info.name: info for recipe in recipes for info in data_of(recipe).values()}
@@ -211,7 +211,27 @@ def markdown() -> str:
         for info in datasets.values()
     ]
     columns = ("data", "records", "file", "image folders", "source")
-    return "\n\n".join((_table(COLUMNS, rows), _table(columns, data)))
+    notes = "\n".join(f"- {note}" for note in _notes(recipes))
+    tables = (_table(COLUMNS, rows), _table(columns, data))
+    return "\n\n".join((*tables, "How their training compares with LLaVA's own, and why:", notes))
+
+
+def _notes(recipes: Sequence[Recipe]) -> list[str]:
+    """Return every note of a recipe or of a setting once, after the names of its recipes where it is not of all."""
+    names: dict[str, dict[str, None]] = {}
+    for recipe in recipes:
+        citation = CITATIONS[recipe.name]
+        of_settings = (
+            f"`{name.rpartition('.')[2]}`: {cited.note}"
+            for name, cited in citation.fields.items()
+            if cited.note
+        )
+        for note in (*citation.notes, *of_settings):
+            names.setdefault(note, {})[f"`{recipe.name}`"] = None
+    return [
+        note if len(those) == len(recipes) else f"{', '.join(those)}: {note}"
+        for note, those in names.items()
+    ]
 
 
 def _folders(dataset: DatasetInfo) -> str:
