@@ -11,7 +11,7 @@ from caldera.conversation import IMAGE_PLACEHOLDER, Conversation, ImageRef, Turn
 from caldera.formats.model_folder import save_model_folder
 from caldera.model.bundle import LlavaBundle
 from caldera.templates.encoding import IMAGE_SLOT_ID, encode
-from caldera.templates.jinja import chat_template
+from caldera.templates.jinja import chat_template, spaces_images
 from caldera.templates.rendering import Template
 from caldera.templates.template import TEMPLATES, find_template
 from caldera.templates.tokenization import start_ids
@@ -56,9 +56,18 @@ def conversation_for(template: Template, parts: tuple[str | ImageRef, ...]) -> C
 def has_the_same_ids_as_a_string(template: Template, kind: str) -> bool:
     """Return whether the tokenizer gives the template's ids for the rendered string.
 
-    The ids of LLaVA's legacy variants come from a string only with a legacy tokenizer; Unigram may join the last
-    letter before an answer with its first; GPT-2's pattern joins the second line end before an answer with it.
+    The ids of LLaVA's legacy variants, and those of transformers 4.31, come from a string only with a legacy tokenizer;
+    those of the original variants also with one that needs no space behind images, or gets it written. Unigram may join
+    the last letter before an answer with its first; GPT-2's pattern joins the second line end before an answer with it.
     """
+    if template.segmentation == "original" and kind in (
+        "llama",
+        "tekken",
+        "qwen",
+        "llama-3",
+        "neox",
+    ):
+        return kind != "llama" or spaces_images(template, make_tokenizer(kind))
     if template.segmentation != "supervised":
         return kind == "llama legacy"
     return kind != "unigram" and (template.name, kind) != ("llama_3", "neox")
@@ -76,7 +85,11 @@ COMPARED = [
 def test_transformers_gives_the_same_ids(name: str, kind: str) -> None:
     """For images at any position in a turn, with every kind of tokenizer."""
     template, tokenizer = find_template(name), make_tokenizer(kind)
-    jinja = chat_template(template, starts=bool(start_ids(tokenizer)))
+    jinja = chat_template(
+        template,
+        starts=bool(start_ids(tokenizer)),
+        spaces_images=spaces_images(template, tokenizer),
+    )
     slot = tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER)
     for parts in QUESTIONS.values():
         if template.caption_only and FIRST not in parts:

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from caldera.errors import ModelFormatError
 from caldera.formats.config import read_json
 from caldera.templates.detection import DetectedTemplate, detect_template
-from caldera.templates.jinja import chat_template
+from caldera.templates.jinja import chat_template, spaces_images
 from caldera.templates.template import TEMPLATES, find_template
 from caldera.templates.tokenization import start_ids
 
@@ -24,7 +24,8 @@ def folder_chat_template(name: str, tokenizer: PreTrainedTokenizerFast) -> str:
     the first text only needs it written behind a start token, to give the same ids.
     """
     template = find_template(name)
-    jinja = chat_template(template, starts=bool(start_ids(tokenizer)))
+    spaced = spaces_images(template, tokenizer)
+    jinja = chat_template(template, starts=bool(start_ids(tokenizer)), spaces_images=spaced)
     if not start_ids(tokenizer):
         return jinja
     ids = tokenizer(template.prefix).input_ids

@@ -3,7 +3,10 @@
 It is generated from the template's own texts, so the two cannot drift apart. caldera itself never runs it.
 """
 
-from caldera.templates.rendering import BoundaryToken, SpecialToken, Template
+from transformers import PreTrainedTokenizerFast
+
+from caldera.templates.rendering import BoundaryToken, SpecialToken, Template, TextSpan
+from caldera.templates.tokenization import context_tokenizer
 
 _USER = (
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
@@ -26,12 +29,23 @@ _ANSWER = (
     "{% for part in message['content'] %}{{ part['text'] }}{% endfor %}{% endif %}"
 )
 
+_SPACES = "replace('<image>', '<image> ') | replace('<image> <image>', '<image><image>')"
+"""Filters that put a space behind an image, but none between two."""
+
 _UNKNOWN_ROLE = "this template takes turns of user and assistant only"
 
 
-def chat_template(template: Template, *, starts: bool) -> str:
-    """Return a template in Jinja, without the initial start token, which the tokenizer adds."""
+def chat_template(template: Template, *, starts: bool, spaces_images: bool = False) -> str:
+    """Return a template in Jinja, without the initial start token, which the tokenizer adds.
+
+    Args:
+        template: The template to write.
+        starts: Whether the tokenizer uses a start token.
+        spaces_images: Whether to write the space behind images that the template's segmentation puts there.
+    """
     question, answer = _IMAGES if template.caption_only else _USER, _ANSWER
+    if spaces_images:
+        question = f"{{% filter {_SPACES} %}}{question}{{% endfilter %}}"
     if template.strips_turns:
         question, answer = (
             f"{{% filter trim %}}{text}{{% endfilter %}}" for text in (question, answer)
@@ -53,6 +67,20 @@ def chat_template(template: Template, *, starts: bool) -> str:
         "{% elif message['role'] == 'assistant' %}"
         f"{answer_prefix}{answer}{answer_suffix}"
         f"{{% else %}}{{{{ raise_exception({_UNKNOWN_ROLE!r}) }}}}{{% endif %}}{{% endfor %}}"
+    )
+
+
+def spaces_images(template: Template, tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Return whether a tokenizer gives a template's ids only for a string with a space behind images.
+
+    A text that starts behind an image gets SentencePiece's space in the variants of LLaVA's own code, and in a string
+    only if the tokenizer puts one behind every special token.
+    """
+    [follower, *_] = [*template.split(template.before_answer), BoundaryToken("end")]
+    return (
+        template.segmentation in ("original", "original_4_31")
+        and isinstance(follower, TextSpan)
+        and context_tokenizer(tokenizer).spaces_first_only
     )
 
 

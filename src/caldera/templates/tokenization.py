@@ -60,7 +60,8 @@ class ContextTokenizer:
             for position in ("first", "after token", "after text")
         )
         self._spaces_first = start != after_text
-        self._spaces_first_only = start != after_token
+        self.spaces_first_only = start != after_token
+        """Whether it puts a space before the first text, and none before a text that a special token precedes."""
         self._unknown = tokenizer.unk_token_id
         self._variants: dict[str, Tokenizer] = {}
         first = self._variant("first")
@@ -81,7 +82,7 @@ class ContextTokenizer:
         encoding = variant.encode(" " * added + text, add_special_tokens=False)
         ids = [self._ids.get(token, token) for token in encoding.ids] if self._ids else encoding.ids
         starts = [max(start - added, 0) for start, _ in encoding.offsets]
-        if position == "alone, stripped" and self._spaces_first_only:
+        if position == "alone, stripped" and self.spaces_first_only:
             piece = encoding.tokens[0].removeprefix(_SPACE)
             first = [self._model.token_to_id(piece) or self._unknown] if piece else []
             return [*first, *ids[1:]], starts[1 - len(first) :]

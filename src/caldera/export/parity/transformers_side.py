@@ -22,7 +22,7 @@ from caldera.export.parity.compare import COMPARED, ParityCase, StageOutputs, lo
 from caldera.formats.config import read_config
 from caldera.formats.onevision_processor import LlavaOnevisionProcessor
 from caldera.images.processor import ImageProcessor
-from caldera.templates.jinja import chat_template
+from caldera.templates.jinja import chat_template, spaces_images
 from caldera.templates.template import find_template
 from caldera.templates.tokenization import start_ids
 
@@ -61,8 +61,12 @@ class Transformers:
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ModelFormatError(f"transformers cannot load {folder}: {reason}") from None
-        starts = bool(start_ids(self._processor.tokenizer))
-        self._template = chat_template(find_template(template), starts=starts)
+        chosen, tokenizer = find_template(template), self._processor.tokenizer
+        self._template = chat_template(
+            chosen,
+            starts=bool(start_ids(tokenizer)),
+            spaces_images=spaces_images(chosen, tokenizer),
+        )
 
     def read(self, path: Path) -> np.ndarray | None:
         """Decode a file with transformers' `load_image`."""
