@@ -202,7 +202,7 @@ def compact_number(number: int | None) -> str:
 
 
 def markdown() -> str:
-    """Return the generated part of docs/recipes.md on all papers' recipes: a table of them, one of their data, and their notes."""
+    """Return the generated part of docs/recipes.md: tables of all papers' recipes and of their data, and the notes."""
     recipes = [build() for build in PAPER_RECIPES.values()]
     rows = [row for recipe in recipes for row in overview(recipe)]
     datasets = {info.name: info for recipe in recipes for info in data_of(recipe).values()}
