@@ -8,7 +8,7 @@ import pytest
 
 from caldera.errors import InputError
 from caldera.evaluation.answer_files import read_answers
-from caldera.evaluation.files import json_start, read_json, read_rows
+from caldera.evaluation.files import json_start, read_first_line, read_json, read_rows
 from tests.evaluation.answer_formats import write_json, write_table
 
 
@@ -27,11 +27,23 @@ def test_pandas_marks_of_whole_numbers_are_removed(tmp_path: Path) -> None:
     path = write_table(tmp_path / "a.xlsx", [*rows, empty])
     assert read_answers(path) == {"7": "2", "8": "2.5"}
     assert read_answers(write_json(tmp_path / "a.json", rows)) == {"7": "2", "8": "2.5"}
-    (tmp_path / "a.csv").write_text("index,prediction,split\n7.0,2.0,\n8.0,2.5,1.0\n")
-    assert [row for _, row in read_rows(tmp_path / "a.csv")] == [
-        {"index": "7", "prediction": "2.0", "split": ""},
-        {"index": "8", "prediction": "2.5", "split": "1"},
-    ], "a column of text may hold 2.0"
+    (tmp_path / "a.csv").write_text("index,prediction\n7.0,2.0\n8.0,2.5\n")
+    assert read_answers(tmp_path / "a.csv") == {"7": "2.0", "8": "2.5"}, "texts may be 2.0"
+    (tmp_path / "a.csv").write_text("index,prediction\n7.0,2.0\n8.0,-3.0\n")
+    assert read_answers(tmp_path / "a.csv") == {"7": "2", "8": "-3"}
+    assert read_rows(tmp_path / "a.csv")[0][1] == {"index": "7.0", "prediction": "2.0"}
+
+
+def test_a_first_line_may_be_no_json(tmp_path: Path) -> None:
+    """It may go on, or be nested too deep; a byte order mark is no part of it."""
+    path = tmp_path / "a.jsonl"
+    for content in (b"", b"{\n", b"index\tanswer", b'"' + b"x" * 99_999 + b'"', b"[" * 60_000):
+        path.write_bytes(content)
+        assert read_first_line(path) is None
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n{')
+    assert read_first_line(path) == {"a": 1}
+    with pytest.raises(InputError, match=r"cannot read .*nowhere"):
+        read_first_line(tmp_path / "nowhere")
 
 
 def test_a_spreadsheet_names_the_extra_if_openpyxl_is_missing(

@@ -13,6 +13,7 @@ LLaVA and others write one file per GPU, so a folder of such files is read as on
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -53,6 +54,8 @@ _CHOICE_KEYS = ("A", "choice_a", "choices", "options")
 
 _FAILED_MESSAGES = ("Failed to obtain answer via API.", "FAILED")
 """Texts that VLMEvalKit and LLaVA's ScienceQA write where there is no answer."""
+
+_WHOLE_FLOAT = re.compile(r"-?\d+\.0")
 
 _SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".xlsx")
 
@@ -126,7 +129,7 @@ def read_answer_list(path: Path, options: AnswerOptions | None = None) -> list[A
         ]
     start = json_start(path)
     if not start:
-        return _from_records(read_rows(path), path, options)
+        return _from_records(_without_float_marks(read_rows(path)), path, options)
     content = read_json(path)
     if isinstance(content, list) and len(content) == 1 and path.suffix == ".jsonl":
         # One line may be a record, or an object of texts by id.
@@ -137,6 +140,18 @@ def read_answer_list(path: Path, options: AnswerOptions | None = None) -> list[A
         replace(answer, submitted=start == "[" and answer.fields.keys() <= {*ID_KEYS})
         for answer in _from_records(locate_records(path, content), path, options)
     ]
+
+
+def _without_float_marks(
+    rows: list[tuple[str, dict[str, str]]],
+) -> list[tuple[str, dict[str, str]]]:
+    """Return the rows of a table without the ".0" that pandas adds to all numbers of a column with an empty cell."""
+    for column in rows[0][1]:
+        cells = [row[column] for _, row in rows if row[column]]
+        if cells and all(map(_WHOLE_FLOAT.fullmatch, cells)):
+            for _, row in rows:
+                row[column] = row[column].removesuffix(".0")
+    return rows
 
 
 def answer_files_in(folder: Path) -> list[Path]:

@@ -7,7 +7,6 @@ import codecs
 import csv
 import io
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
@@ -24,13 +23,13 @@ _UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _ZIP, _OLD_EXCEL = b"PK\x03\x04", b"\xd0\xcf\x11\xe0"
 """First bytes of an .xlsx and of an .xls."""
 
+_MAX_FIRST_LINE = 1 << 16
+"""Bytes of a first line of JSON lines; a file of one value in one line is mostly longer."""
+
 _START = 1 << 12
 """Bytes in which a file's first character is looked for, before all of it is read."""
 
 _DELIMITERS = "\t,;|"
-
-_WHOLE_FLOAT = re.compile(r"-?\d+\.0")
-"""A whole number in a column of floats, which pandas makes of a column of numbers with an empty cell."""
 
 _MAX_NAMES = 10
 """Names that a message lists before it only counts."""
@@ -158,6 +157,14 @@ def json_start(path: Path) -> str:
     return text[0] if text[0] in "{[" else ""
 
 
+def read_first_line(path: Path) -> object:
+    """Return the JSON value in a file's first line; None if there is none in its first 64 KiB."""
+    try:
+        return json.loads(_read_content(path, _MAX_FIRST_LINE).split(b"\n", 1)[0])
+    except (ValueError, RecursionError):
+        return None
+
+
 def read_rows(path: Path) -> list[tuple[str, dict[str, str]]]:
     """Return the rows of a table with a heading (.csv, .tsv, or .xlsx with openpyxl), each with its location."""
     if _is_spreadsheet(path):
@@ -183,11 +190,6 @@ def _read_table(path: Path, text: str) -> list[tuple[str, dict[str, str]]]:
         rows.append((location, row))
     if not rows:
         raise InputError(f"{path} has a heading but no rows")
-    for column in reader.fieldnames or ():
-        cells = [row[column] for _, row in rows if row[column]]
-        if cells and all(map(_WHOLE_FLOAT.fullmatch, cells)):
-            for _, row in rows:
-                row[column] = row[column].removesuffix(".0")
     return rows
 
 

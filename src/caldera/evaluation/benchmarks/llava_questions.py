@@ -4,7 +4,6 @@ They are in eval.zip of LLaVA's docs/Evaluation.md and have no correct answers, 
 instructions are part of `text`, and their ids are those of LLaVA's answers.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,25 +14,22 @@ from caldera.evaluation.answer_files import AnswerRecord, texts_by_id
 from caldera.evaluation.answer_matching import match_records
 from caldera.evaluation.benchmark import Item, Sources
 from caldera.evaluation.benchmarks.short_answers import question_turn
-from caldera.evaluation.files import join_names, read_records, require_fields
+from caldera.evaluation.files import (
+    join_names,
+    read_first_line,
+    read_records,
+    require_fields,
+)
 
 _FIELDS = ("question_id", "image", "text")
-
-_MAX_LINE = 1 << 16
-"""Bytes of a first line; an official file in one line is longer."""
 
 
 def llava_file(sources: Sources) -> Path | None:
     """Return the file of questions if it is LLaVA's, which its first line shows."""
     path = sources.questions
-    if path is None or not path.is_file():
+    if path is None or path.is_dir():
         return None
-    with path.open("rb") as file:
-        line = file.readline(_MAX_LINE)
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
+    record = read_first_line(path)
     return path if isinstance(record, dict) and {*_FIELDS} <= record.keys() else None
 
 

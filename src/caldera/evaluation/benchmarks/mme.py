@@ -247,9 +247,14 @@ def _parse_label(text: str, location: str) -> str:
 
 def load_questions(sources: Sources) -> ScoredItems:
     """Load the questions with their correct answers, worded as in LLaVA's question file if it is given."""
-    folder = sources.questions and official_file(sources, _EXPECTED)
-    benchmark = _to_benchmark(questions := _load(folder or sources.require_annotations(_EXPECTED)))
-    path = llava_file(sources)
+    has_questions = sources.questions is not None
+    folder = (
+        official_file(sources, _EXPECTED)
+        if has_questions
+        else sources.require_annotations(_EXPECTED)
+    )
+    questions = _load(folder)
+    benchmark, path = _to_benchmark(questions), llava_file(sources)
     return replace(benchmark, items=_ask_as_llava(questions, path)) if path else benchmark
 
 

@@ -109,6 +109,8 @@ def evaluate_benchmark(
 
 def _check_complete(spec: BenchmarkSpec, items: Sequence[Item]) -> None:
     """Check that every item has a question, and that all have correct answers or none, as those of test splits."""
+    if not items:
+        raise InputError(f"the files hold no question of {spec.name}; is this the right split?")
     if without_question := [item.id for item in items if not item.conversation.turns]:
         raise InputError(
             f"{len(without_question)} items have an answer but no question, the first {without_question[0]}; these "
