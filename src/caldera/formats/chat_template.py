@@ -71,7 +71,9 @@ def require_known_template(folder: Path, tokenizer: PreTrainedTokenizerFast) -> 
         return detected.name
     names = f"one of {', '.join(TEMPLATES)}"
     if detected.candidates:
-        names = f"the nearest: {', '.join(detected.candidates)}"
+        names = (
+            f"the nearest: {', '.join(detected.candidates)}; for LLaVA's own weights NAME_original"
+        )
     raise ModelFormatError(
         f"the chat template of {folder} is none that caldera knows ({detected.reason}), and a wrong one gives poor "
         f"answers without an error; choose one: caldera import {shlex.quote(str(folder))} --template NAME --out FOLDER "

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
 
 from caldera.errors import ModelFormatError, UsageError
+from caldera.formats.importing.request import ImportRequest
 from tests.formats.conftest import Write, hf_name, random_projector, run_import
 
 
@@ -52,6 +53,25 @@ def test_a_missing_template_lists_the_names(
     run_import(tmp_path / "out", source=llava_hf)
     with pytest.raises(UsageError, match="is a caldera model folder already"):
         run_import(tmp_path / "again", source=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({}, "vicuna_v1_original"),
+        ({"transformers_version": "4.31.0"}, "vicuna_v1_original_4_31"),
+        ({"model_type": "llava_mistral"}, "mistral_instruct_original"),
+        ({"model_type": "llava_qwen"}, "qwen_original"),
+        ({"tune_mm_mlp_adapter": True}, "plain_original"),
+    ],
+)
+def test_the_template_of_llavas_own_code_is_suggested(
+    tmp_path: Path, write_original: Write, changes: dict[str, object], name: str
+) -> None:
+    """The config of an original folder tells language model, stage and version, which most releases keep."""
+    folder = write_original(**changes)
+    with pytest.raises(UsageError, match=f"give --template {name} .*one of plain, v0, "):
+        ImportRequest(source=folder).require_template  # noqa: B018 - the property raises
 
 
 def test_a_tower_that_is_no_folder_is_named(tmp_path: Path, llava_hf: Path) -> None:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -92,12 +92,15 @@ class ImportRequest:
         """Name of the template.
 
         Raises:
-            UsageError: None was given; the message lists the names.
+            UsageError: None was given; the message has the one that the config suggests, and lists the names.
         """
         if self.template is None:
+            assert self.source
+            likely = _likely_template(read_config(self.source))
             raise UsageError(
-                f"{self.source} does not name its chat template; give --template, one of "
-                f"{', '.join(TEMPLATES)} (LLaVA-1.5 and models on Vicuna: vicuna_v1; results of stage 1: plain)"
+                f"{self.source} does not name its chat template; by its config it was trained with {likely}, if the "
+                f"model is one of LLaVA's releases: give --template {likely} (LLaVA v1: llava_v1_original, its 34B: "
+                f"chatml_direct_original), else one of {', '.join(TEMPLATES)}"
             )
         return self.template
 
@@ -118,6 +121,17 @@ class ImportRequest:
                 f"{self.source or 'a joined model'} is a complete model; remove {' and '.join(used)} "
                 "(for delta weights add --delta)"
             )
+
+
+def _likely_template(config: dict[str, Any]) -> str:
+    """Return the template that LLaVA's code used for a model of its own, by stage, language model and version."""
+    if config.get("tune_mm_mlp_adapter"):
+        return "plain_original"
+    of_language = {"llava_mistral": "mistral_instruct_original", "llava_qwen": "qwen_original"}
+    if (model_type := config.get("model_type")) in of_language:
+        return of_language[model_type]
+    version = str(config.get("transformers_version"))
+    return "vicuna_v1_original_4_31" if version.startswith("4.31.") else "vicuna_v1_original"
 
 
 def detect_layout(folder: Path, requested: SourceLayout | None = None) -> SourceLayout:
