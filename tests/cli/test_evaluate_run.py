@@ -156,8 +156,8 @@ def test_a_test_split_is_asked_without_scores(
     lines = [{"question_id": n, "image": f"{n}.jpg", "text": f"What is {n}?"} for n in (1, 2)]
     (tmp_path / "q.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     server = serve(answers_with("a dog", "a dog"))
-    words = ("--model", server.url, "--served-model", "m", "--questions", tmp_path / "q.jsonl")
-    words += ("--images", pope / "val2014", "--out", tmp_path / "o")
+    model = ("--model", server.url, "--served-model", "m", "--questions", tmp_path / "q.jsonl")
+    words = (*model, "--images", pope / "val2014", "--out", tmp_path / "o")
     code, stdout, stderr = call("vqav2", *words)
     assert code == 0, stderr
     assert "next: caldera evaluate score vqav2 --answers" in stdout

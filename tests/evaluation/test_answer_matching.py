@@ -167,7 +167,7 @@ def test_another_layout_of_the_prompt_is_the_same_question(tmp_path: Path) -> No
 def test_indices_of_choices_are_not_letters(tmp_path: Path) -> None:
     """The message says so, instead of a score of 0; choices that are numbers, and a model of a run, may have them."""
     items = [item(n, f"Which {n}?", "red", "blue") for n in range(3)]
-    rows: list[Row] = [{"question_id": f"q{n}", "text": str(n % 2)} for n in range(3)]
+    rows = [{"question_id": f"q{n}", "text": str(n % 2)} for n in range(3)]
     with pytest.raises(
         InputError, match="all answers are numbers, the first 0 to question q0, but"
     ):

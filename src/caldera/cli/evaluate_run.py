@@ -180,21 +180,25 @@ def _evaluate(spec: "BenchmarkSpec") -> Callable[..., None]:
             **answer_config_from(settings, served_model, api_key_env),
         )
         if results is None:
-            answers = folder / "answers.jsonl"
-            scorer = "judge" if spec.judging else "score"
-            print_result(
-                f"answers  {answers}",
-                f"next: caldera evaluate {scorer} {spec.name} --answers {answers} ...",
-            )
-            if scorer == "score":
-                print_result(
-                    "the files have no correct answers; give them as --annotations, or submit the answers to the "
-                    "benchmark's server"
-                )
+            _print_answers(spec, folder / "answers.jsonl")
         else:
             print_run(results, folder)
 
     return evaluate
+
+
+def _print_answers(spec: "BenchmarkSpec", answers: Path) -> None:
+    """Print the path of a run's answers without scores, and the command that scores them."""
+    scorer = "judge" if spec.judging else "score"
+    print_result(
+        f"answers  {answers}",
+        f"next: caldera evaluate {scorer} {spec.name} --answers {answers} ...",
+    )
+    if scorer == "score":
+        print_result(
+            "the files have no correct answers; give them as --annotations, or submit the answers to the benchmark's "
+            "server"
+        )
 
 
 def answer_config_from(

@@ -13,9 +13,12 @@ from caldera.evaluation.vqa_accuracy import normalize_submission
 MODEL = "llava-v1.5-13b"
 
 
-def metrics_of(name: str, answers: Path, **files: Path) -> dict[str, Any]:
+def metrics_of(
+    name: str, answers: Path, *, annotations: Path | None = None, questions: Path | None = None
+) -> dict[str, Any]:
     """Return the metrics of an answer file."""
-    return BENCHMARKS[name].score_answer_files(Sources(**files), answers).metrics
+    sources = Sources(annotations=annotations, questions=questions)
+    return BENCHMARKS[name].score_answer_files(sources, answers).metrics
 
 
 def test_mmes_published_figures(llava_eval: Path, third_party: Path) -> None:

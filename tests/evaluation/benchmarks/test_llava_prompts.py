@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from caldera.conversation import ImageRef
 from caldera.evaluation.benchmark import Item, Sources
 from caldera.evaluation.benchmarks.registry import BENCHMARKS
 from caldera.instructions.request_phrases import LETTER_PROMPT, SHORT_ANSWER
@@ -30,16 +31,19 @@ def llava_prompts(lines: Iterable[dict[str, Any]]) -> Prompts:
 
 def prompts(items: Iterable[Item]) -> Prompts:
     """Return image name and prompt of each item; the image comes first."""
-    return sorted(
-        (Path(image.path).stem, text)
-        for item in items
-        for image, text in [item.conversation.turns[0].parts]
-    )
+    image_prompts = []
+    for item in items:
+        image, text = item.conversation.turns[0].parts
+        assert isinstance(image, ImageRef)
+        assert isinstance(text, str)
+        image_prompts.append((Path(image.path).stem, text))
+    return sorted(image_prompts)
 
 
-def load(name: str, **files: Path) -> Prompts:
+def load(name: str, *, annotations: Path | None = None, questions: Path | None = None) -> Prompts:
     """Return the prompts of a benchmark."""
-    return prompts(BENCHMARKS[name].load(Sources(**files)).items)
+    sources = Sources(annotations=annotations, questions=questions)
+    return prompts(BENCHMARKS[name].load(sources).items)
 
 
 def test_popes_questions_are_llavas(third_party: Path) -> None:
