@@ -119,7 +119,7 @@ def make(tmp_path: Path, vision_folder: Path, tokenizer: PreTrainedTokenizerFast
 def siglip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random SigLIP tower of 3 x 3 patches."""
     folder = tmp_path_factory.mktemp("siglip")
-    shape = {"hidden_size": 10, "intermediate_size": 14, "num_hidden_layers": 3}
+    shape: dict[str, Any] = {"hidden_size": 10, "intermediate_size": 14, "num_hidden_layers": 3}
     config = SiglipVisionConfig(**shape, num_attention_heads=2, image_size=6, patch_size=2)
     SiglipVisionModel(config).save_pretrained(folder)
     SiglipImageProcessorPil(size={"height": 6, "width": 6}).save_pretrained(folder)
@@ -201,7 +201,7 @@ def check_config(bundle: LlavaBundle, folder: Path) -> None:
 
 def check_weights(folder: Path) -> None:
     """Check names and shapes against transformers' class, through the prefixes that the loaders map."""
-    stored = {}
+    stored: dict[str, tuple[int, ...]] = {}
     for file in folder.glob("*.safetensors"):
         with safe_open(file, "pt") as weights:
             stored |= {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
@@ -242,10 +242,14 @@ def check_prompts(bundle: LlavaBundle, folder: Path, photos: Path) -> None:
     question = ("\nwhat is there?", "what is on the left?")
     for count in range(3):
         paths = [photos / f"{number}.png" for number in range(count)]
-        parts = (*(ImageRef(str(path)) for path in paths), question[count != 1])
+        parts: tuple[str | ImageRef, ...] = (
+            *(ImageRef(str(path)) for path in paths),
+            question[count != 1],
+        )
         content = [*[{"type": "image"}] * count, {"type": "text", "text": question[count != 1]}]
+        chat: Any = [{"role": "user", "content": content}]
         ids = tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}],
+            chat,
             chat_template=template,
             add_generation_prompt=True,
             return_dict=False,
@@ -281,7 +285,7 @@ def test_a_chat_holds_the_start_token(kind: str) -> None:
     """With every template and kind of tokenizer, the ids are those that the tokenizer gives with its own token."""
     tokenizer = make_tokenizer(kind)
     parts = [{"type": "image"}, {"type": "text", "text": "what?"}]
-    chat = [{"role": "user", "content": parts}, {"role": "assistant", "content": "a cat"}]
+    chat: Any = [{"role": "user", "content": parts}, {"role": "assistant", "content": "a cat"}]
     for name in TEMPLATES:
         source = folder_chat_template(name, tokenizer)
         options: dict[str, Any] = {"chat_template": source, "return_dict": False}
@@ -320,7 +324,7 @@ def test_inexpressible_models_have_no_known_type(
     tmp_path: Path,
 ) -> None:
     """No loader has their architecture, and transformers, which reads the config for both servers, refuses the type."""
-    settings = {"projector": "linear"} if reason == "linear" else {}
+    settings: dict[str, Any] = {"projector": "linear"} if reason == "linear" else {}
     language = language_folder if reason == "linear" else gpt2_folder
     save_model_folder(tmp_path / "m", assemble(vision_folder, language, **settings))
     config = read_json(tmp_path / "m" / "config.json")

@@ -110,15 +110,15 @@ def test_vllm_answers_as_caldera(
     paths = [photos / "1.png", photos / "5.png"]
     script = tmp_path / "ask.py"
     script.write_text(SCRIPT)
-    done = subprocess.run(
+    result = subprocess.run(
         [os.environ["CALDERA_VLLM"], script, tmp_path / "m", *paths],
         env={**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    (line,) = (line for line in done.stdout.splitlines() if line.startswith("ANSWERS "))
+    assert result.returncode == 0, result.stderr[-3000:]
+    (line,) = (line for line in result.stdout.splitlines() if line.startswith("ANSWERS "))
     answers = json.loads(line.removeprefix("ANSWERS "))
     assert len(answers) == 1 + len(paths)
     for count, (prompt_ids, tokens, logprobs) in enumerate(answers):
