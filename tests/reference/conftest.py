@@ -23,12 +23,14 @@ def run_437() -> Run437:
     It takes the script's source and arguments for `json`, and returns what the script's `main` returns for them.
     """
     if not (FOLDER / "transformers").is_dir():
-        pytest.skip(f"no transformers 4.37.2 in {FOLDER}; make build/transformers_4_37 (below Python 3.13)")
+        pytest.skip(
+            f"no transformers 4.37.2 in {FOLDER}; make build/transformers_4_37 (below Python 3.13)"
+        )
 
     def run(script: str, *arguments: object) -> Any:  # noqa: ANN401 - JSON
         call = "import json, sys; print(json.dumps(main(*json.loads(sys.stdin.read()))))"
         environment = {**os.environ, "PYTHONPATH": str(FOLDER), "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", f"{script}\n{call}"],
             input=json.dumps(arguments),
             env=environment,
@@ -36,7 +38,7 @@ def run_437() -> Run437:
             text=True,
             check=False,
         )
-        assert done.returncode == 0, done.stderr[-3000:]
-        return json.loads(done.stdout.splitlines()[-1])
+        assert process.returncode == 0, process.stderr[-3000:]
+        return json.loads(process.stdout.splitlines()[-1])
 
     return run

@@ -22,7 +22,7 @@ from caldera.formats.config import build_on_meta_device, read_config, sub_config
 from caldera.formats.image_processor import load_processor
 from caldera.formats.metadata import METADATA_FILE, read_metadata
 from caldera.formats.safetensors_files import LazyWeight, from_memory, write_weights
-from caldera.formats.tokenizer import image_token_id, load_tokenizer
+from caldera.formats.tokenizer import copy_sentencepiece, image_token_id, load_tokenizer
 from caldera.formats.transformers_config import (
     check_config_matches,
     to_transformers_config,
@@ -94,6 +94,7 @@ def fill_model_folder(
     processor = to_transformers_processor(assistant.processor, model.vision, tokenizer, jinja)
     processor.save_pretrained(folder)
     _add_files_of_transformers_4(folder, processor)
+    copy_sentencepiece(tokenizer, folder)
     GenerationConfig(
         eos_token_id=eos_token_ids(assistant),
         bos_token_id=tokenizer.bos_token_id,

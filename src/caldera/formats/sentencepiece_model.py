@@ -1,13 +1,17 @@
 """Conversion of a SentencePiece model to a fast tokenizer that gives the same ids as SentencePiece itself."""
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from caldera.errors import ModelFormatError, UsageError
+
+SENTENCEPIECE_FILE = "tokenizer.model"
+"""A SentencePiece model: the only tokenizer of LLaVA's original folders, and the one that LLaVA's own code reads."""
 
 LOW_LINE = "\N{LOWER ONE EIGHTH BLOCK}"
 """SentencePiece's character for a space."""
@@ -18,7 +22,7 @@ Prefix = Literal["each", "first", "none"]
 _MARK = "\ufdd0"
 """A noncharacter, which marks the first text between two steps."""
 
-_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
 """Types of pieces in SentencePiece's format."""
 
 _UNIGRAM, _BPE = 1, 2
@@ -32,15 +36,9 @@ def read_model(file: Path) -> Any:  # noqa: ANN401 - protobuf's classes have no 
         ModelFormatError: It is broken, or no fast tokenizer gives its ids.
         UsageError: The package that reads it is not installed.
     """
-    try:
-        from sentencepiece import sentencepiece_model_pb2
-    except ImportError:
-        raise UsageError(
-            f"{file} needs the package sentencepiece; pip install 'caldera[import]'"
-        ) from None
     from google.protobuf.message import DecodeError
 
-    model = sentencepiece_model_pb2.ModelProto()
+    model = _protobuf(file).ModelProto()
     try:
         model.ParseFromString(file.read_bytes())
     except DecodeError:
@@ -55,6 +53,17 @@ def read_model(file: Path) -> Any:  # noqa: ANN401 - protobuf's classes have no 
             f"{file} {reason}, which no fast tokenizer reproduces; give a folder with a tokenizer.json"
         )
     return model
+
+
+def _protobuf(file: Path) -> Any:  # noqa: ANN401 - a module without types
+    """Return the module of SentencePiece's format."""
+    try:
+        from sentencepiece import sentencepiece_model_pb2
+    except ImportError:
+        raise UsageError(
+            f"{file} needs the package sentencepiece; pip install 'caldera[import]'"
+        ) from None
+    return sentencepiece_model_pb2
 
 
 def to_fast(model: Any, prefix: Prefix) -> Tokenizer:  # noqa: ANN401 - see read_model
@@ -74,6 +83,107 @@ def to_fast(model: Any, prefix: Prefix) -> Tokenizer:  # noqa: ANN401 - see read
     special = [model.trainer_spec.unk_piece, *_pieces(model, _CONTROL)]
     fast.add_special_tokens([AddedToken(token, normalized=False) for token in special])
     return fast
+
+
+def space_prefix(content: dict[str, Any]) -> Prefix | None:
+    """Return which texts get a space in front by the JSON of a fast tokenizer; None if it changes texts otherwise."""
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": LOW_LINE}
+    prepend = {"type": "Prepend", "prepend": LOW_LINE}
+    schemes: dict[str, Prefix] = {"always": "each", "first": "first", "never": "none"}
+    only_first = [json.loads(step.__getstate__()) for step in _first_only()]
+    changes = _steps(content.get("normalizer"))
+    symbols = content["model"].get("ignore_merges")  # those of `_splits`, which change no spaces
+    splits = [
+        step
+        for step in _steps(content.get("pre_tokenizer"))
+        if not (symbols and step["type"] == "Split" and step["behavior"] != "Removed")
+    ]
+    if splits in ([], only_first) and changes == [prepend, replace]:
+        return "first" if splits else "each"
+    if (changes, splits) == ([replace], []):
+        return "none"
+    match changes, splits:
+        case [], [{"type": "Metaspace", "replacement": sign, "split": False, **rest}]:
+            return schemes[rest["prepend_scheme"]] if sign == LOW_LINE else None
+    return None
+
+
+def _steps(step: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """List the steps of a normalizer or pre-tokenizer."""
+    match step:
+        case None:
+            return []
+        case {"type": "Sequence"}:
+            [inner] = (value for name, value in step.items() if name != "type")
+            return list(inner)
+    return [step]
+
+
+def from_fast(content: dict[str, Any], prefix: Prefix) -> Any | None:  # noqa: ANN401 - see read_model
+    """Return a SentencePiece model with the pieces and merges of a fast tokenizer; None if there is none.
+
+    SentencePiece merges any pair whose result is a piece, by the score of the result, so there is one only if the fast
+    tokenizer does the same.
+
+    Args:
+        content: The JSON of the tokenizer.
+        prefix: Which texts it puts a space in front of.
+    """
+    inner = content["model"]
+    settings = {"type": "BPE", "byte_fallback": True, "fuse_unk": True, "dropout": None}
+    same = all(inner.get(name) == value for name, value in settings.items())
+    ids: dict[str, int] = inner["vocab"] if same else {}
+    if inner.get("ignore_merges") or sorted(ids.values()) != list(range(len(ids))):
+        return None
+    added = {token["content"] for token in content["added_tokens"]}
+    types = {piece: _piece_type(piece, inner["unk_token"], added) for piece in ids}
+    scores = _scores(
+        [piece for piece in ids if types[piece] == _NORMAL],
+        [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in inner["merges"]],
+    )
+    if scores is None or inner["unk_token"] not in ids:
+        return None
+    model = _protobuf(Path(SENTENCEPIECE_FILE)).ModelProto()
+    for piece in sorted(ids, key=ids.__getitem__):
+        model.pieces.add(piece=piece, score=scores.get(piece, 0.0), type=types[piece])
+    trainer = {"model_type": _BPE, "vocab_size": len(ids), "byte_fallback": True}
+    unknown = {"unk_piece": inner["unk_token"], "unk_id": ids[inner["unk_token"]]}
+    for name, value in {**trainer, **unknown}.items():
+        setattr(model.trainer_spec, name, value)
+    model.normalizer_spec.name = "identity"
+    model.normalizer_spec.add_dummy_prefix = prefix != "none"
+    model.normalizer_spec.remove_extra_whitespaces = False
+    return model
+
+
+def _piece_type(piece: str, unknown: str, added: Collection[str]) -> int:
+    """Return the type of a token of a fast tokenizer as a piece."""
+    if piece == unknown:
+        return _UNKNOWN
+    if re.fullmatch("<0x[0-9A-F]{2}>", piece):
+        return _BYTE
+    return _CONTROL if piece in added else _NORMAL
+
+
+def _scores(pieces: list[str], merges: list[tuple[str, ...]]) -> dict[str, float] | None:
+    """Return a score for each piece with which SentencePiece has the same merges; None if there are none.
+
+    Merges with the same result follow one another. Only pieces of one score may take turns, in the order of `_bpe`.
+    """
+    if set(merges) != set(_pairs(pieces)):
+        return None
+    last = {left + right: rank for rank, (left, right) in enumerate(merges)}
+    scores, start, end = dict.fromkeys(pieces, -float(len(merges))), 0, 0
+    for rank, (left, right) in enumerate(merges):
+        end = max(end, last[left + right])
+        if rank == end:
+            group = merges[start : end + 1]
+            results = {left + right for left, right in group}
+            if len(results) > 1 and group != sorted(group, key=_by_length):
+                return None
+            scores.update(dict.fromkeys(results, -float(start)))
+            start = rank + 1
+    return scores
 
 
 def _unsupported(model: Any) -> str | None:  # noqa: ANN401 - see read_model
@@ -115,13 +225,8 @@ def _bpe(model: Any) -> models.BPE:  # noqa: ANN401 - see read_model
     makes the left piece grow, so the longest left piece goes first.
     """
     scores = {piece.piece: piece.score for piece in model.pieces if piece.type == _NORMAL}
-    merges = [
-        (piece[:cut], piece[cut:])
-        for piece in scores
-        for cut in range(1, len(piece))
-        if piece[:cut] in scores and piece[cut:] in scores
-    ]
-    merges.sort(key=lambda pair: (-scores[pair[0] + pair[1]], -len(pair[0]), -len(pair[1])))
+    merges = sorted(_pairs(scores), key=_by_length)
+    merges.sort(key=lambda pair: -scores[pair[0] + pair[1]])
     return models.BPE(
         {piece.piece: number for number, piece in enumerate(model.pieces)},
         merges,
@@ -130,6 +235,22 @@ def _bpe(model: Any) -> models.BPE:  # noqa: ANN401 - see read_model
         byte_fallback=model.trainer_spec.byte_fallback,
         ignore_merges=bool(_pieces(model, _USER_DEFINED)),
     )
+
+
+def _pairs(pieces: Collection[str]) -> list[tuple[str, str]]:
+    """List the pairs of pieces that are a piece together."""
+    unique = frozenset(pieces)
+    return [
+        (piece[:cut], piece[cut:])
+        for piece in pieces
+        for cut in range(1, len(piece))
+        if piece[:cut] in unique and piece[cut:] in unique
+    ]
+
+
+def _by_length(pair: tuple[str, ...]) -> tuple[int, int]:
+    """Return the order of pairs with the same score: the longest left piece first."""
+    return -len(pair[0]), -len(pair[1])
 
 
 def _unigram(model: Any) -> models.Unigram:  # noqa: ANN401 - see read_model
@@ -152,17 +273,20 @@ def _normalizers(model: Any, prefix: Prefix) -> list[normalizers.Normalizer]:  #
     return [*steps, normalizers.Replace(" ", LOW_LINE)]
 
 
-def _splits(model: Any, prefix: Prefix) -> Sequence[pre_tokenizers.PreTokenizer]:  # noqa: ANN401 - see read_model
-    """List the steps that split a text.
+def _first_only() -> tuple[pre_tokenizers.PreTokenizer, pre_tokenizers.PreTokenizer]:
+    """Return the steps that leave the space in front of a text only if it is the first.
 
-    The normalizer puts a space before every text. Where only the first has one, a step that changes only the first
-    text marks it, and the next step removes what every text then starts with: the mark, or the space.
+    The first step marks the first text, and the second removes what each text then starts with: the mark, or the space.
     """
+    mark = pre_tokenizers.Metaspace(_MARK, prepend_scheme="first", split=False)
+    return mark, pre_tokenizers.Split(Regex(rf"\A[{_MARK}{LOW_LINE}]"), "removed")
+
+
+def _splits(model: Any, prefix: Prefix) -> Sequence[pre_tokenizers.PreTokenizer]:  # noqa: ANN401 - see read_model
+    """List the steps that split a text."""
     steps: list[pre_tokenizers.PreTokenizer] = []
     if prefix == "first":
-        steps.append(pre_tokenizers.Metaspace(_MARK, prepend_scheme="first", split=False))
-        start = Regex(rf"\A[{_MARK}{LOW_LINE}]")
-        steps.append(pre_tokenizers.Split(start, "removed"))
+        steps.extend(_first_only())
     if symbols := sorted(_pieces(model, _USER_DEFINED), key=len, reverse=True):
         pattern = "|".join(re.escape(symbol) for symbol in symbols)
         steps.append(pre_tokenizers.Split(Regex(pattern), "isolated"))

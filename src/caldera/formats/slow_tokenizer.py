@@ -9,10 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from caldera.errors import ModelFormatError
 from caldera.formats.config import read_json
-from caldera.formats.sentencepiece_model import Prefix, read_model, to_fast
-
-SENTENCEPIECE_FILE = "tokenizer.model"
-"""A SentencePiece model: the only tokenizer of LLaVA's original folders, and the one that LLaVA's own code reads."""
+from caldera.formats.sentencepiece_model import SENTENCEPIECE_FILE, Prefix, read_model, to_fast
 
 _LLAMA, _GEMMA = "LlamaTokenizer", "GemmaTokenizer"
 """Classes whose slow tokenizers are a SentencePiece model and added tokens, nothing else."""

@@ -1,14 +1,15 @@
 """Tokenizers of model folders, with and without the image token."""
 
-import json
+import shutil
 from pathlib import Path
-from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from caldera.errors import CalderaError, ModelFormatError
 from caldera.formats.config import accept_old_keys, read_json
-from caldera.formats.slow_tokenizer import SENTENCEPIECE_FILE, load_slow_tokenizer
+from caldera.formats.safetensors_files import check_inside_folder
+from caldera.formats.sentencepiece_model import SENTENCEPIECE_FILE
+from caldera.formats.slow_tokenizer import load_slow_tokenizer
 
 IMAGE_TOKEN = "<image>"
 _PAD_TOKEN = "<pad>"
@@ -104,19 +105,8 @@ def vocab_size_without_image(tokenizer: PreTrainedTokenizerFast) -> int:
     return count
 
 
-def save_without_image_token(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write a tokenizer as it was before `add_image_token`; if that added the padding, `<unk>` pads."""
-    count = vocab_size_without_image(tokenizer)
-    tokenizer.save_pretrained(folder)
-    pads_with_added_token = tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= count
-    backend = json.loads((folder / TOKENIZER_FILE).read_bytes())
-    backend["added_tokens"] = [token for token in backend["added_tokens"] if token["id"] < count]
-    (folder / TOKENIZER_FILE).write_text(json.dumps(backend, ensure_ascii=False))
-    config: dict[str, Any] = json.loads((folder / "tokenizer_config.json").read_bytes())
-    extra = config.get("extra_special_tokens", [])
-    config["extra_special_tokens"] = [token for token in extra if token != IMAGE_TOKEN]
-    if pads_with_added_token:
-        config["pad_token"] = tokenizer.unk_token
-    for key in ("added_tokens_decoder", "chat_template", "processor_class"):
-        config.pop(key, None)
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False))
+def copy_sentencepiece(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Copy the SentencePiece model of the folder that a tokenizer was loaded from, if it is there."""
+    file = Path(tokenizer.name_or_path) / SENTENCEPIECE_FILE
+    if file.is_file():
+        shutil.copyfile(check_inside_folder(file), folder / SENTENCEPIECE_FILE)

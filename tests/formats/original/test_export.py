@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from caldera.errors import UsageError
-from caldera.formats.assemble import assemble
+from caldera.formats.assemble import assemble, with_image_aspect
 from caldera.formats.model_folder import load_model_folder, save_model_folder
 from caldera.formats.original.config import LLAVA_CLASSES
 from caldera.formats.original.export import write_original as export_original
@@ -129,7 +129,7 @@ def test_a_trained_folder_survives_export_and_import(
 
     notes = export_original(tmp_path / "caldera", tmp_path / "original")
 
-    assert any("tokenizer.model" in note for note in notes)
+    assert any("not a SentencePiece model" in note for note in notes)
     exported = tmp_path / "original"
     run_import(tmp_path / "again", source=exported, vision=exported / "vision_tower")
     loaded = load_model_folder(tmp_path / "again")
@@ -206,6 +206,16 @@ def test_what_transformers_4_37_would_compute_otherwise_is_rejected(
     with pytest.raises(UsageError, match=message):
         export_original(tmp_path / "caldera", tmp_path / "original")
     assert not (tmp_path / "original").exists()
+
+
+def test_a_limit_of_tiles_is_rejected(
+    tmp_path: Path, vision_folder: Path, language_folder: Path
+) -> None:
+    """LLaVA's own code has no limit; LLaVA-OneVision's code is another."""
+    bundle = assemble(vision_folder, language_folder)
+    save_model_folder(tmp_path / "caldera", with_image_aspect(bundle, "anyres", anyres_max=9))
+    with pytest.raises(UsageError, match="no anyres_max for llama"):
+        export_original(tmp_path / "caldera", tmp_path / "original")
 
 
 def test_scaled_positions_are_written_as_transformers_4_37_reads_them(

@@ -26,7 +26,7 @@ from caldera.export.parity.compare import (
 from caldera.formats.importing.import_model import open_source
 from caldera.formats.importing.request import ImportRequest
 from caldera.formats.model_folder import with_weights
-from caldera.formats.original.config import CONVERSATION_MODES
+from caldera.formats.original.config import conversation_mode
 from caldera.formats.original.export import TOWER
 from caldera.formats.tokenizer import vocab_size_without_image
 from caldera.images.decoding import open_image
@@ -88,7 +88,7 @@ class OriginalCode:
         self._python, self._process, self._scratch = python, process, scratch
         self._image_token_id = assistant.model.image_token_id
         self._ends = set(eos_token_ids(assistant))
-        self._mode = _conversation_mode(assistant.card.template)
+        self._mode = _require_mode(assistant.card.template)
         self.vocab_size = vocab_size_without_image(assistant.tokenizer)
         self.notes = (
             f"prompts are those of LLaVA's conversation mode {self._mode}",
@@ -141,9 +141,9 @@ class OriginalCode:
         return long_image_difference(size, processor)
 
 
-def _conversation_mode(template: str) -> str:
+def _require_mode(template: str) -> str:
     """Return the conversation mode of LLaVA's own code with a template's prompts; raise UsageError if it has none."""
-    mode = CONVERSATION_MODES.get(template.removesuffix("_legacy"))
+    mode = conversation_mode(template)
     if mode is None:
         raise UsageError(
             f"LLaVA's own code has no conversation mode with the prompts of {template!r}, so it cannot be compared; "

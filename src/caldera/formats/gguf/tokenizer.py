@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from caldera.errors import ModelFormatError
 from caldera.formats.gguf.writer import Value
+from caldera.formats.sentencepiece_model import space_prefix
 from caldera.templates.tokenization import start_ids
 
 _NORMAL, _UNKNOWN, _CONTROL, _UNUSED, _BYTE = 1, 2, 3, 5, 6
@@ -36,9 +37,6 @@ PATTERNS: dict[tuple[str, ...], str] = {
     (_LLAMA3,): "llama-bpe",
 }
 """`tokenizer.ggml.pre` by the patterns that split a text, in order."""
-
-_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
-"""SentencePiece's character for a space."""
 
 _NO_MERGE_SCORE = -1e6
 """Score of tokens that no merge produces: characters and special tokens."""
@@ -163,26 +161,13 @@ def _sentencepiece(content: dict[str, Any], tokens: Sequence[str]) -> dict[str, 
 
 def _adds_space_prefix(content: dict[str, Any]) -> bool:
     """Return whether a text gets a space before it, or raise ModelFormatError if it is changed in another way."""
-    replace = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
-    prepend = {"type": "Prepend", "prepend": _SPACE}
-    match content.get("normalizer"), content.get("pre_tokenizer"):
-        case {"type": "Sequence", "normalizers": [first, second]}, None:
-            if (first, second) == (prepend, replace):
-                return True
-        case normalizer, None if normalizer == replace:
-            return False
-        case None, {
-            "type": "Metaspace",
-            "replacement": replacement,
-            "prepend_scheme": scheme,
-            "split": False,
-        }:
-            if replacement == _SPACE and scheme in ("always", "first", "never"):
-                return bool(scheme != "never")
-    raise ModelFormatError(
-        "llama.cpp has no way to prepare a text as this tokenizer does (normalizer "
-        f"{content.get('normalizer')}, pre_tokenizer {content.get('pre_tokenizer')})"
-    )
+    prefix = space_prefix(content)
+    if prefix is None or content["model"].get("ignore_merges"):
+        raise ModelFormatError(
+            "llama.cpp has no way to prepare a text as this tokenizer does (normalizer "
+            f"{content.get('normalizer')}, pre_tokenizer {content.get('pre_tokenizer')})"
+        )
+    return prefix != "none"
 
 
 def _special(tokenizer: PreTrainedTokenizerFast, ends: Sequence[int]) -> dict[str, Value]:

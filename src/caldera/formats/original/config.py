@@ -13,6 +13,7 @@ from caldera.formats.config import sub_config
 from caldera.images.anyres import grid_pinpoints, parse_anyres_max
 from caldera.images.processor import ImageProcessor
 from caldera.model.projector import PROJECTORS
+from caldera.templates.template import find_template
 
 LANGUAGE_TYPES = {
     "llava": "llama",
@@ -31,18 +32,18 @@ LLAVA_CLASSES = {
 }
 """Model type and class in LLaVA's own code, by language model."""
 
-CONVERSATION_MODES = {
+_CONVERSATION_MODES = {
     "plain": "plain",
     "v0": "llava_v0",
     "vicuna_v1": "vicuna_v1",
     "llava_v1": "llava_v1",
-    "llama_2": "llama_2",
+    "llama_2_original": "llama_2",
     "llava_llama_2": "llava_llama_2",
     "mpt": "mpt",
     "mistral_instruct": "mistral_instruct",
     "chatml_direct": "chatml_direct",
 }
-"""Conversation modes of LLaVA's own code, by caldera's template with the same prompts."""
+"""Conversation modes of LLaVA's own code, by caldera's template with the same prompts; variants share a prompt."""
 
 _UNSUPPORTED = {"llava_mpt": "LLaVA's own code cannot run its MPT models either"}
 
@@ -119,6 +120,12 @@ class OriginalSettings:
 
     tower_trained: bool
     """Whether to use the folder's own weights of the tower."""
+
+
+def conversation_mode(template: str) -> str | None:
+    """Return the conversation mode of LLaVA's own code with the prompts of a template; None if it has none."""
+    strict = template.removesuffix(f"_{find_template(template).segmentation}")
+    return _CONVERSATION_MODES.get(template) or _CONVERSATION_MODES.get(strict)
 
 
 def is_original(config: Mapping[str, Any]) -> bool:

@@ -1,6 +1,5 @@
 """Export of a caldera model folder to a folder that LLaVA's own code loads."""
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,10 @@ from PIL import Image
 from caldera.errors import UsageError
 from caldera.files.atomic import atomic_folder, write_json
 from caldera.formats.open_model import open_model
-from caldera.formats.original.config import CONVERSATION_MODES, LLAVA_CLASSES, hub_name, known_tower
-from caldera.formats.safetensors_files import LazyWeight, check_inside_folder, write_weights
-from caldera.formats.tokenizer import (
-    SENTENCEPIECE_FILE,
-    save_without_image_token,
-    vocab_size_without_image,
-)
+from caldera.formats.original.config import LLAVA_CLASSES, conversation_mode, hub_name, known_tower
+from caldera.formats.original.tokenizer import write_tokenizer
+from caldera.formats.safetensors_files import LazyWeight, write_weights
+from caldera.formats.tokenizer import vocab_size_without_image
 from caldera.formats.transformers_config import to_image_processor
 from caldera.formats.weight_merging import first_rows
 from caldera.formats.weight_names import (
@@ -39,10 +35,6 @@ _ROPE_SETTINGS = {"rope_type", "rope_theta", "factor"}
 
 _LATER_SETTINGS = ("dtype", "head_dim", "mlp_bias", "transformers_version")
 """Settings that transformers 4.37 does not have."""
-
-_NO_SENTENCEPIECE = (
-    f"there is no {SENTENCEPIECE_FILE}, which LLaVA's own code reads: copy the base model's"
-)
 
 
 def write_original(
@@ -78,21 +70,16 @@ def write_original(
         tower, tower_note = _write_tower(fresh, out, assistant, weights)
         write_json(fresh / "config.json", _config(assistant, weights, vocab_size, tower))
         write_weights(fresh, original_weights, tick=tick)
-        save_without_image_token(assistant.tokenizer, fresh)
+        tokenizer_notes = write_tokenizer(assistant.tokenizer, fresh)
         ends = eos_token_ids(assistant)
         generation = {
             "bos_token_id": assistant.tokenizer.bos_token_id,
             "eos_token_id": ends[0] if len(ends) == 1 else ends,
         }
         write_json(fresh / "generation_config.json", generation)
-        has_sentencepiece = (folder / SENTENCEPIECE_FILE).is_file()
-        if has_sentencepiece:
-            shutil.copyfile(
-                check_inside_folder(folder / SENTENCEPIECE_FILE), fresh / SENTENCEPIECE_FILE
-            )
     return (
         *tower_note,
-        *(() if has_sentencepiece else (_NO_SENTENCEPIECE,)),
+        *tokenizer_notes,
         *_usage_notes(out, assistant),
     )
 
@@ -109,7 +96,7 @@ def _usage_notes(out: Path, assistant: LlavaBundle) -> Iterator[str]:
         names = ", ".join(f"{'with' if parts[name] else 'without'} {name!r}" for name in wrong)
         yield f"LLaVA's own code chooses the class by the folder's name: rename {out.name!r} to a name {names}"
     template = assistant.card.template
-    if mode := CONVERSATION_MODES.get(template.removesuffix("_legacy")):
+    if mode := conversation_mode(template):
         yield f"its prompts are LLaVA's conversation mode {mode}: pass --conv-mode {mode}"
     else:
         yield f"LLaVA's own code has no conversation mode with the prompts of caldera's {template!r}: add one to it"
@@ -132,6 +119,7 @@ def _check_expressible(assistant: LlavaBundle) -> None:
         f"head_dim {head_dim}": head_dim
         and head_dim * settings["num_attention_heads"] != settings["hidden_size"],
         "mlp_bias": settings.get("mlp_bias"),
+        "anyres_max": processor.anyres_max,
         "limit of tiles (anyres_max)": processor.anyres_max,
         f"tiles that are not resized bicubically (resample {processor.resample})": (
             processor.aspect == "anyres" and processor.resample != Image.Resampling.BICUBIC
