@@ -22,7 +22,7 @@ from caldera.formats.tokenizer import added_token_ids
 from caldera.model.bundle import LlavaBundle
 from caldera.templates.template import find_template
 from caldera.templates.tokenization import context_tokenizer
-from caldera.training.hyperparameters import FINETUNE, Stage
+from caldera.training.hyperparameters import FINETUNE, Part, Stage
 from caldera.training.job import TrainingData, TrainingJob
 from caldera.training.metrics_log import read_metrics
 from tests.training.jobs import dialogues, make_job
@@ -72,17 +72,23 @@ def test_a_job_trains_and_writes_a_complete_folder(
     assert [pytest.approx(step, rel=1e-6) for step in logged] == expected
 
 
-def test_a_job_trains_no_row_of_an_added_token(
-    assistant: LlavaBundle, photos: Path, tmp_path: Path
+@pytest.mark.parametrize("trainable", [("projector", "language"), ("projector",)])
+def test_rows_of_added_tokens_end_as_the_mean_of_the_others(
+    assistant: LlavaBundle, photos: Path, tmp_path: Path, trainable: tuple[Part, ...]
 ) -> None:
-    """The head's rows of the image token, of padding, and without a token stay as they were; every other one moves."""
+    """The head's rows of the image token, of padding, and without a token; where the head is frozen no row moves."""
     head = assistant.model.language.get_output_embeddings()
     assert isinstance(head, nn.Linear)
     before = head.weight.detach().clone()
     added = added_token_ids(assistant.tokenizer, len(before))
-    job(assistant, photos, tmp_path / "run").run()
-    changed = (head.weight != before).any(dim=1)
-    assert (~changed).nonzero().flatten().tolist() == added
+    job(assistant, photos, tmp_path / "run", replace(STAGE, trainable=trainable)).run()
+    if "language" not in trainable:
+        assert torch.equal(head.weight, before)
+        return
+    words = [row for row in range(len(before)) if row not in added]
+    assert (head.weight[words] != before[words]).any(dim=1).all()
+    mean = head.weight[words].mean(dim=0).expand(len(added), -1)
+    torch.testing.assert_close(head.weight[added], mean)
 
 
 def test_a_job_adds_the_special_tokens_of_its_template(

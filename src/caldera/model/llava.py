@@ -92,6 +92,20 @@ class Llava(nn.Module):
             token_ids, dtype=torch.long, device=self.excluded_ids.device
         )
 
+    @torch.no_grad()
+    def reset_excluded_rows(self) -> None:
+        """Set the head's rows of excluded tokens to the mean of the others, if these were trained.
+
+        A shift of all trained rows changes no loss, so they drift, and rows that stay behind would become likely.
+        """
+        head = self.language.get_output_embeddings()
+        if not head.weight.requires_grad:
+            return
+        for table in head.parameters():
+            excluded = table[self.excluded_ids]  # (excluded, width) or, of a bias, (excluded,)
+            rest = table.sum(dim=0) - excluded.sum(dim=0)
+            table[self.excluded_ids] = rest / (len(table) - len(excluded))
+
     def forward(self, batch: Batch) -> Loss:
         """Return the cross entropy of the supervised tokens; logits are computed only where one follows.
 

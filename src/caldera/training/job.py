@@ -156,6 +156,7 @@ class TrainingJob:
         model.set_gradient_checkpointing(stage.gradient_checkpointing)
         data = EncodedData(training, validation, images)
         result = train(self, data, fingerprint, checkpoint)
+        model.reset_excluded_rows()
         card = _updated_metadata(assistant.card, stage, fingerprint, result)
         trained = replace(assistant, card=card)
         if stage.lora:
