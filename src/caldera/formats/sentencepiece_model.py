@@ -36,9 +36,9 @@ def read_model(file: Path) -> Any:  # noqa: ANN401 - protobuf's classes have no 
         ModelFormatError: It is broken, or no fast tokenizer gives its ids.
         UsageError: The package that reads it is not installed.
     """
-    from google.protobuf.message import DecodeError
-
     model = _protobuf(file).ModelProto()
+    from google.protobuf.message import DecodeError  # a part of what sentencepiece needs
+
     try:
         model.ParseFromString(file.read_bytes())
     except DecodeError:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from caldera.annotations.annotated_image import AnnotationSet
 from caldera.conversation import Conversation, read_conversations
@@ -33,6 +33,7 @@ from caldera.evaluation.benchmark import Item
 from caldera.files.atomic import atomic_folder, lock_folder, to_plain_json, write_atomic, write_json
 from caldera.files.fingerprint import json_fingerprint
 from caldera.files.skipped_items import SkippedItems
+from caldera.formats.tokenizer import copy_sentencepiece, load_tokenizer
 from caldera.model.bundle import LlavaBundle
 from caldera.overrides import with_former_names
 from caldera.pipelines.ablations import (
@@ -274,5 +275,7 @@ def drop_every_second_layer(language: Path, out: Path) -> Path:
     half.load_state_dict(weights)
     with atomic_folder(out) as folder:
         half.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(language).save_pretrained(folder)
+        tokenizer = load_tokenizer(language)
+        tokenizer.save_pretrained(folder)
+        copy_sentencepiece(tokenizer, folder)
     return out
