@@ -119,7 +119,6 @@ def _check_expressible(assistant: LlavaBundle) -> None:
         f"head_dim {head_dim}": head_dim
         and head_dim * settings["num_attention_heads"] != settings["hidden_size"],
         "mlp_bias": settings.get("mlp_bias"),
-        "anyres_max": processor.anyres_max,
         "limit of tiles (anyres_max)": processor.anyres_max,
         f"tiles that are not resized bicubically (resample {processor.resample})": (
             processor.aspect == "anyres" and processor.resample != Image.Resampling.BICUBIC
