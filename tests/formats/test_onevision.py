@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from caldera.batches.image_sources import DecodedImages
@@ -107,6 +108,34 @@ def test_a_folder_is_used_without_import(folders: dict[str, Path], tmp_path: Pat
     assert ids == caldera_outputs(imported, conversation)[0]
     assert torch.equal(logits, caldera_outputs(imported, conversation)[2])
     assert opened.card.anyres_max == 9
+
+
+def test_files_of_transformers_4_are_read(folders: dict[str, Path], tmp_path: Path) -> None:
+    """As on the hub: the image processor in its own file, and the tower's weights below `vision_model`."""
+    source = tmp_path / "source"
+    shutil.copytree(folders["onevision"], source)
+    settings = json.loads((source / "processor_config.json").read_text())
+    del settings["video_processor"], settings["vision_aspect_ratio"]
+    pixels = settings.pop("image_processor")
+    (source / "processor_config.json").write_text(json.dumps(settings))
+    (source / "preprocessor_config.json").write_text(json.dumps(pixels))
+    weights = load_file(source / "model.safetensors")
+    renamed = {
+        name.replace("vision_tower.", "vision_tower.vision_model."): weight
+        for name, weight in weights.items()
+    }
+    save_file(renamed, source / "model.safetensors", metadata={"format": "pt"})
+
+    import_model(ImportRequest(source=source, template="vicuna_v1"), tmp_path / "m", NoProgress())
+
+    conversation = question(draw(tmp_path)[1:2])
+    first, second = (
+        caldera_outputs(load_model_folder(folder), conversation)
+        for folder in (tmp_path / "m", folders["onevision-caldera"])
+    )
+    assert first[0] == second[0]
+    assert torch.equal(first[1], second[1])
+    assert torch.equal(first[2], second[2])
 
 
 HUB_TEMPLATE = (
