@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
+from sentencepiece import SentencePieceProcessor
 from transformers import PreTrainedTokenizerFast
 
 from caldera.conversation import IMAGE_PLACEHOLDER, from_record
+from caldera.formats.sentencepiece_model import read_model
 from caldera.formats.tokenizer import load_tokenizer
 from caldera.templates.encoding import IGNORE_INDEX, IMAGE_SLOT_ID, EncodedConversation, encode
 from caldera.templates.template import HUMAN_SYSTEM, find_template
@@ -137,6 +138,21 @@ def test_ids_and_labels_are_the_originals() -> None:
     assert met == {None, SPELLED, MASKED, STRIPPED, BY_CHANCE, MARKS}
 
 
+@pytest.mark.parametrize("name", ["vicuna_legacy", "vicuna_new", "vicuna_fast437"])
+def test_a_saved_tokenizer_gives_the_same_ids(tmp_path: Path, name: str) -> None:
+    """Whether it is legacy, which decides about the space behind special tokens, survives saving and loading."""
+    template = find_template("vicuna_v1_original").for_training
+    conversations = [from_record(record, name) for record in records().values()]
+    before = [
+        encode(template.render(conversation), tokenizer(name)).ids for conversation in conversations
+    ]
+    tokenizer(name).save_pretrained(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    assert [
+        encode(template.render(conversation), loaded).ids for conversation in conversations
+    ] == before
+
+
 def v0_labels(
     ids: list[int], messages: list[dict[str, str]], slow: SentencePieceProcessor
 ) -> list[int]:
@@ -172,8 +188,7 @@ def test_v0_has_the_originals_labels_with_llamas_marks(tmp_path: Path) -> None:
     targets = {
         target["id"]: target for target in (records() and read("targets.json"))["v0|legacy=True"]
     }
-    model = sentencepiece_model_pb2.ModelProto()
-    model.ParseFromString((folder / "tokenizer.model").read_bytes())
+    model = read_model(folder / "tokenizer.model")
     slow = SentencePieceProcessor(model_proto=model.SerializeToString())
     [mark] = [piece for piece in model.pieces if piece.piece == "###"]
     mark.piece = "xqzj"

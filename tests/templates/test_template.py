@@ -131,7 +131,13 @@ def test_a_prompt_ends_before_the_answer(name: str) -> None:
 def test_llava_next_moves_an_image_only_if_it_is_not_first() -> None:
     """A turn that starts with its only image keeps the white space behind it; LLaMA-3's template strips turns."""
     image = ImageRef("a.png")
-    turns = [(image, "\n\n a "), ("a ", image), (" a", image, image, "b "), (image,), ("  a ",)]
+    turns: list[tuple[str | ImageRef, ...]] = [
+        (image, "\n\n a "),
+        ("a ", image),
+        (" a", image, image, "b "),
+        (image,),
+        ("  a ",),
+    ]
     expected = {
         "qwen_original": ["*\n\n a ", "*\na", " a**b ", "*", "  a "],
         "llama_3_original": ["*\n\n a", "*\na", "a**b", "*", "a"],

@@ -207,10 +207,9 @@ def move_image_first(turn: Turn) -> tuple[str | ImageRef, ...]:
 
 def _strip(parts: tuple[str | ImageRef, ...]) -> tuple[str | ImageRef, ...]:
     """Return the parts of a turn without the white space around them."""
-    first, last = 0, len(parts) - 1
-    return tuple(
-        part
-        if isinstance(part, ImageRef)
-        else (part.lstrip() if number == first else part).rstrip(None if number == last else "")
-        for number, part in enumerate(parts)
-    )
+    stripped = list(parts)
+    if stripped and isinstance(stripped[0], str):
+        stripped[0] = stripped[0].lstrip()
+    if stripped and isinstance(stripped[-1], str):
+        stripped[-1] = stripped[-1].rstrip()
+    return tuple(stripped)

@@ -20,7 +20,7 @@ TextPosition = Literal["first", "after token", "after text", "alone", "alone, st
 """What precedes a text segment, or that it is tokenized as if nothing did.
 
 `alone` puts a space before any text if the tokenizer puts one before the first; `alone, stripped` removes it from the
-tokens again if the tokenizer puts none after a special token.
+first token again, where that leaves a token, if the tokenizer puts none after a special token.
 """
 
 _RESERVED = SPECIAL_TOKENS | {IMAGE_PLACEHOLDER}
@@ -62,7 +62,7 @@ class ContextTokenizer:
         self._spaces_first = start != after_text
         self.spaces_first_only = start != after_token
         """Whether it puts a space before the first text, and none before a text that a special token precedes."""
-        self._unknown = tokenizer.unk_token_id
+        self._vocabulary = backend.get_vocab()
         self._variants: dict[str, Tokenizer] = {}
         first = self._variant("first")
         self._ids = {first.token_to_id(token.content): key for key, token in plain.items()}
@@ -84,7 +84,7 @@ class ContextTokenizer:
         starts = [max(start - added, 0) for start, _ in encoding.offsets]
         if position == "alone, stripped" and self.spaces_first_only:
             piece = encoding.tokens[0].removeprefix(_SPACE)
-            first = [self._model.token_to_id(piece) or self._unknown] if piece else []
+            first = [self._vocabulary.get(piece, ids[0])] if piece else []
             return [*first, *ids[1:]], starts[1 - len(first) :]
         return ids, starts
 
