@@ -118,7 +118,7 @@ def test_a_warm_up_that_an_earlier_version_began_is_told(
     is_former: bool,
     is_told: bool,
 ) -> None:
-    """Its checkpoints name no version; after the 4 steps of the warm-up the rates are the same as before."""
+    """Its checkpoints, and later ones, name no version; after the warm-up of 4 steps the rates are as before."""
     run, stage = tmp_path / "run", replace(STAGE, warmup_ratio=0.4)
     with pytest.MonkeyPatch.context() as patch:
         stop = calls_first(training_step, send(signal.SIGTERM), call_number=step)
@@ -131,7 +131,11 @@ def test_a_warm_up_that_an_earlier_version_began_is_told(
         shutil.rmtree(run / "checkpoints")
         del saved.extra["loop_version"]
         save_checkpoint(run / "checkpoints", saved)
-    make_job(start(), photos, run, stage, resume=True).run()
+    make_job(start(), photos, run, replace(stage, save_every=5), resume=True).run()
+    later = latest_checkpoint(run / "checkpoints")
+    assert later is not None
+    assert later.step == 5
+    assert later.extra["loop_version"] == saved.extra.get("loop_version")
     line = (
         "step 3 of a warm-up of 4 steps was saved by an earlier version, which began at 1/4 of the learning rate "
         "instead of 0; the remaining steps have the rates of this version, one step behind"

@@ -145,6 +145,7 @@ class _Loop:
         self.prefetch_config = PrefetchConfig(workers=job.runtime.workers if decodes else 0)
         self.optimizer = build_optimizer(model, stage)
         self.first_step = 0
+        self.version: int | None = _VERSION
         self.saved_step, self.saved_at = 0, time.monotonic()
         """Step of the last checkpoint, and the time at which it was written or loaded."""
         self.unlogged: dict[str, float] | None = None
@@ -183,10 +184,12 @@ class _Loop:
 
     def follow_version(self, checkpoint: Checkpoint | None) -> None:
         """Leave added tokens out of the loss; a run that an earlier version began keeps the loss that it had."""
-        assistant = self.job.assistant
-        if checkpoint is None or checkpoint.extra.get("loop_version") == _VERSION:
+        if checkpoint is not None:
+            self.version = checkpoint.extra.get("loop_version")
+        if checkpoint is None or self.version == _VERSION:
             num_rows = len(self.model.embedding_weight)
-            self.model.exclude_from_loss(added_token_ids(assistant.tokenizer, num_rows))
+            tokenizer = self.job.assistant.tokenizer
+            self.model.exclude_from_loss(added_token_ids(tokenizer, num_rows))
             return
         warmup = num_warmup_steps(self.num_steps, self.job.stage.warmup_ratio)
         if checkpoint.step < warmup:
@@ -289,7 +292,7 @@ class _Loop:
             "first_validation_loss": self.first_loss,
             "num_records": len(self.data.training),
             "unlogged": self.unlogged,
-            "loop_version": _VERSION,
+            "loop_version": self.version,
         }
         tensors = collect_state(self.model, self.optimizer)
         save_checkpoint(self.checkpoints, Checkpoint(step, self.fingerprint, tensors, extra))
