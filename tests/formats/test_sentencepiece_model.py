@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sentencepiece import SentencePieceProcessor, SentencePieceTrainer, sentencepiece_model_pb2
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from tokenizers.models import Unigram
 
 from caldera.errors import ModelFormatError
@@ -121,7 +121,7 @@ def test_a_model_that_no_fast_tokenizer_follows_is_rejected(
 def test_changed_pieces_are_rejected(tmp_path: Path, change: str, reason: str) -> None:
     """Unused pieces, and pieces whose letters are none, would be split otherwise."""
     file = train(tmp_path)
-    model = sentencepiece_model_pb2.ModelProto.FromString(file.read_bytes())
+    model = read_model(file)
     if change == "unused":
         model.pieces[-1].type = 5
     else:

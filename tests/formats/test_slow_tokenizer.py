@@ -8,10 +8,11 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
+from sentencepiece import SentencePieceProcessor
 from transformers import AutoTokenizer
 
 from caldera.errors import ModelFormatError
+from caldera.formats.sentencepiece_model import read_model
 from caldera.formats.tokenizer import load_tokenizer
 from tests.hard_texts import SPECIAL, hard_texts
 from tests.real_tokenizers import LOW_LINE, data_file
@@ -37,8 +38,7 @@ def write_folder(tmp_path: Path) -> WriteFolder:
 @cache
 def read_slow(prefix: bool) -> SentencePieceProcessor:
     """Read the model of `write_folder`, with or without a space in front of each text."""
-    file = data_file("tokenizer.model.v1")
-    model = sentencepiece_model_pb2.ModelProto.FromString(file.read_bytes())
+    model = read_model(data_file("tokenizer.model.v1"))
     model.normalizer_spec.add_dummy_prefix = prefix
     return SentencePieceProcessor(model_proto=model.SerializeToString())
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -282,7 +282,7 @@ def _first_only() -> tuple[pre_tokenizers.PreTokenizer, pre_tokenizers.PreTokeni
     return mark, pre_tokenizers.Split(Regex(rf"\A[{_MARK}{LOW_LINE}]"), "removed")
 
 
-def _splits(model: Any, prefix: Prefix) -> Sequence[pre_tokenizers.PreTokenizer]:  # noqa: ANN401 - see read_model
+def _splits(model: Any, prefix: Prefix) -> list[pre_tokenizers.PreTokenizer]:  # noqa: ANN401 - see read_model
     """List the steps that split a text."""
     steps: list[pre_tokenizers.PreTokenizer] = []
     if prefix == "first":

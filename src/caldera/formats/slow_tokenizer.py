@@ -44,6 +44,7 @@ def load_slow_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         *_listed(config, "extra_special_tokens"),
     ]
     _add_tokens(fast, folder, _numbered(folder, config), [*roles.values(), *extra])
+    names: dict[str, Any] = {role: token.content for role, token in roles.items()}
     return PreTrainedTokenizerFast.from_pretrained(
         folder,
         local_files_only=True,
@@ -54,7 +55,7 @@ def load_slow_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         legacy=_legacy(config),
         add_bos_token=config.get("add_bos_token", True),
         add_eos_token=config.get("add_eos_token", False),
-        **{role: token.content for role, token in roles.items()},
+        **names,
     )
 
 

@@ -102,7 +102,9 @@ def _sentencepiece(
         model = read_model(check_inside_folder(file))
         vocabulary = content["model"]["vocab"]  # of a unigram model a list with scores, else ids
         pieces = vocabulary if isinstance(vocabulary, dict) else dict(vocabulary)
-        if [piece.piece for piece in model.pieces] == sorted(pieces, key=tokenizer.get_vocab().get):
+        if [piece.piece for piece in model.pieces] == sorted(
+            pieces, key=tokenizer.get_vocab().__getitem__
+        ):
             return model
     return from_fast(content, prefix)
 
