@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from caldera.batches import image_sources
 from caldera.devices import DeviceConfig, Runtime
 from caldera.errors import ImageError, Interrupted, OutputError, TrainingError
+from caldera.images.anyres import TileLayout
 from caldera.model.bundle import LlavaBundle
 from caldera.progress import NoProgress
 from caldera.training import checkpoint, job, loop
@@ -311,11 +312,14 @@ def test_an_error_while_loading_keeps_the_state(
     for error, expected in ((ImageError("gone"), ImageError), (MemoryError(), TrainingError)):
 
         def load_or_fail(
-            source: image_sources.DecodedImages, paths: list[Path], error: Exception = error
+            source: image_sources.DecodedImages,
+            paths: list[Path],
+            layouts: list[TileLayout],
+            error: Exception = error,
         ) -> torch.Tensor:
             if photos / "3.png" in paths:
                 raise error
-            return load(source, paths)
+            return load(source, paths, layouts)
 
         monkeypatch.setattr(image_sources.DecodedImages, "__call__", load_or_fail)
         runtime = Runtime(FP32, NoProgress(), workers)
