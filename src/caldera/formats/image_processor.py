@@ -87,7 +87,11 @@ def describe_pixels(processor: ImageProcessor) -> str:
         case "anyres":
             sizes = ", ".join(f"{width} x {height}" for width, height in processor.pinpoints[:5])
             more = f" and {len(processor.pinpoints) - 5} more" if processor.pinpoints[5:] else ""
-            return f"resized to {side}, and tiles of that size on the best of {sizes}{more}"
+            limit = processor.anyres_max
+            several = "; of several images, each is padded to one square" if limit else ""
+            return (
+                f"resized to {side}, and tiles of that size on the best of {sizes}{more}{several}"
+            )
         case "pad":
             square = side if processor.resize_without_crop else f"{edge} x {edge}{crop}"
             return f"padded to a square with the mean color, resized to {square}"
@@ -112,14 +116,14 @@ def _read_file(folder: Path) -> tuple[Path, dict[str, Any]]:
 def _with_defaults(content: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Return settings with those that a file omits, as the class that it names has them."""
     tower = read_json(folder / "config.json", required=False).get("model_type")
-    given = content.get("image_processor_type") or content.get("feature_extractor_type")
-    name = given or _CLASS_OF_TOWER.get(str(tower))
+    class_name = content.get("image_processor_type") or content.get("feature_extractor_type")
+    name = class_name or _CLASS_OF_TOWER.get(str(tower))
     if name is None:
         return content
     name = str(name).removesuffix("Fast").removesuffix("Pil")
     name = name.replace("FeatureExtractor", "ImageProcessor")
     if name not in PROCESSOR_CLASSES:
-        raise ValueError(f"{given} is not one of {', '.join(PROCESSOR_CLASSES)}")
+        raise ValueError(f"{class_name} is not one of {', '.join(PROCESSOR_CLASSES)}")
     explicit = {key: value for key, value in content.items() if value is not None}
     settings: dict[str, Any] = PROCESSOR_CLASSES[name](**explicit).to_dict()
     settings.setdefault("do_center_crop", False)
