@@ -21,6 +21,7 @@ from caldera.conversation.reader import ReadOptions
 from caldera.datasets.validation import validate_file
 from caldera.errors import ConversationError, ImageError, InputError
 from caldera.files.skipped_items import SkippedItems
+from caldera.inference.prompts import PromptBuilder
 from caldera.model.bundle import LlavaBundle
 from caldera.progress import NoProgress
 from caldera.templates.template import find_template
@@ -184,3 +185,18 @@ def test_a_mark_in_an_answer_is_encoded_as_text(builder: SampleBuilder, tmp_path
         counts.append(sample.ids.count(builder.image_token_id))
         assert len(sample.images) == 1
     assert counts[0] == counts[1] > 0
+
+
+def test_the_text_of_training_may_differ_from_the_prompts(
+    builder: SampleBuilder, assistant: LlavaBundle
+) -> None:
+    """LLaVA v0 is trained with its marks on lines of their own, and asked without."""
+    template = find_template("v0_original")
+    turns = (Turn("user", ("what is this?",)), Turn("assistant", ("a dog",)))
+    sample = replace(builder, template=template).build(Conversation("1", turns), Path())
+    text = str(assistant.tokenizer.decode(list(sample.ids)))
+    assert text.endswith("### Human: what is this?\n### Assistant: a dog\n### ")
+    prompt = PromptBuilder(
+        replace(assistant, card=assistant.card.model_copy(update={"template": template.name}))
+    ).from_files(Conversation("1", turns[:1]))
+    assert prompt.text.endswith("###Human: what is this?###Assistant:")

@@ -36,6 +36,7 @@ def test_a_record_is_found_by_id_then_by_number(
         ("vicuna_v1", " USER: what? ASSISTANT:[[ a dog</s>]]"),
         ("llama_2", "<s>[INST] what? [/INST][[ a dog </s>]]"),
         ("v0", "###Human: what?###Assistant:[[ a dog###]]"),
+        ("v0_original", "\n\n[[###]] Human: what?\n[[### Assistant: a dog\n### ]]"),
         ("qwen", "<|im_start|>user\nwhat?<|im_end|>\n<|im_start|>assistant\n[[a dog<|im_end|>]]"),
         ("phi", "<s><|user|>\nwhat?<|end|>\n<|assistant|>\n[[a dog<|end|>]]"),
     ],
