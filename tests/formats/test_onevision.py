@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from caldera.batches.image_sources import DecodedImages
 from caldera.conversation import Conversation
 from caldera.errors import ModelFormatError, UsageError
+from caldera.formats.image_processor import describe_pixels
 from caldera.formats.importing.import_model import import_model
 from caldera.formats.importing.request import ImportRequest
 from caldera.formats.model_folder import load_model_folder, save_model_folder
@@ -171,6 +172,14 @@ def test_the_template_of_the_hub_gives_the_prompt_of_the_training(
     assert assistant.card.template == "qwen_original"
     system = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
     assert prompt.text.removeprefix("<s>").startswith(system)
+
+
+def test_import_says_what_several_images_become(folders: dict[str, Path]) -> None:
+    """They have no tiles, unlike an image alone."""
+    processor = load_model_folder(folders["onevision-caldera"]).processor
+    text = describe_pixels(processor)
+    assert text.endswith("and 31 more; of several images, each is padded to one square")
+    assert "several" not in describe_pixels(processor.with_aspect("anyres", PINPOINTS))
 
 
 def test_the_metadata_hold_the_limit(folders: dict[str, Path], tmp_path: Path) -> None:
