@@ -129,6 +129,12 @@ def test_the_older_files_are_read(write_folder: WriteFolder) -> None:
     assert len(tokenizer) == 32002
 
 
+def test_named_special_tokens_are_read(write_folder: WriteFolder) -> None:
+    """The tokens of a model may have names of their own."""
+    tokenizer = load_tokenizer(write_folder(extra_special_tokens={"image_token": "<picture>"}))
+    assert tokenizer.convert_tokens_to_ids("<picture>") == 32000
+
+
 def test_control_tokens_are_special(write_folder: WriteFolder) -> None:
     """Mistral's later models have `[INST]` as a control token, which then is a special token."""
     tokenizer = load_tokenizer(write_folder("mistral_instruct_tokenizer_240323.model.v3"))

@@ -100,8 +100,11 @@ def _roles(config: Mapping[str, Any], model: Any) -> dict[str, AddedToken]:  # n
 
 
 def _listed(config: Mapping[str, Any], key: str) -> list[AddedToken]:
-    """Return the special tokens without a role."""
-    return [_added_token(token) for token in config.get(key) or []]
+    """Return the special tokens without a role; newer files may give each a name."""
+    tokens = config.get(key) or []
+    return [
+        _added_token(token) for token in (tokens.values() if isinstance(tokens, dict) else tokens)
+    ]
 
 
 def _numbered(folder: Path, config: Mapping[str, Any]) -> dict[int, AddedToken]:
