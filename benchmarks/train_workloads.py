@@ -139,7 +139,7 @@ def samples_of(workload: Workload, assistant: LlavaBundle, folder: Path, side: i
     """Return the encoded samples of a workload, the same for every side."""
     builder = SampleBuilder(
         tokenizer=assistant.tokenizer, template=find_template(workload.stage.template),
-        image_token_id=assistant.model.image_token_id, layout=assistant.processor.layout,
+        image_token_id=assistant.model.image_token_id, layouts=assistant.processor.layouts,
         count_tokens=assistant.model.count_tokens, max_length=2048,
     )  # fmt: skip
     return builder.build_all(conversations(workload, folder, side), folder, SkippedItems())

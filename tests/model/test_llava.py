@@ -123,7 +123,7 @@ def test_the_loss_is_that_of_the_models_own_logits(family: str) -> None:
     language: Any = language_model(family)
     model, rows = build_llava(language), padded(samples())
     pixels = torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(5))
-    batch = collate(build_packs(samples(), share=False), lambda paths, layouts: pixels)
+    batch = collate(build_packs(samples(), share=False), lambda paths, layouts=None: pixels)
     check_logits_match(language)
     logits = language(
         inputs_embeds=model.embed(rows.ids, pixels, batch.layouts),

@@ -206,14 +206,14 @@ class ChatModel(AbstractContextManager["ChatModel"]):
 
     def image_features(self, image: ImageInput) -> Tensor:
         """Return the vision tower's features of an image, (views, patches, vision width), before the projector."""
-        prepared = self._prepare(image)
+        [prepared] = self._prepare([image])
         return self.engine.run_between_steps(
             lambda assistant: features.image_features(assistant, prepared)
         )
 
     def image_embeddings(self, image: ImageInput) -> Tensor:
         """Return an image as the language model reads it, (image tokens, width): the projected features."""
-        prepared = self._prepare(image)
+        [prepared] = self._prepare([image])
         return self.engine.run_between_steps(
             lambda assistant: features.image_embeddings(assistant, prepared)
         )

@@ -36,7 +36,7 @@ class ModelMetadata(BaseModel):
     pinpoints: tuple[Size, ...] = ()
     """Sizes, (width, height), of the canvases that `anyres` cuts into tiles; empty for the other aspects."""
 
-    anyres_max: int | None = Field(None, ge=1)
+    anyres_max: int | None = Field(default=None, ge=1)
     """Tiles of `anyres` to whose number of tokens an image is scaled down, as in `ImageProcessor`."""
 
     template: str = "vicuna_v1"

@@ -25,7 +25,8 @@ from caldera.formats.importing.sources import (
 from caldera.formats.model_paths import ADAPTER_FILES, NON_LORA_FILE, PROJECTOR_FILE
 from caldera.formats.original.config import OriginalSettings, parse_grids, read_original
 from caldera.formats.safetensors_files import from_memory
-from caldera.formats.tokenizer import SENTENCEPIECE_FILE, TOKENIZER_FILE, load_tokenizer
+from caldera.formats.sentencepiece_model import SENTENCEPIECE_FILE
+from caldera.formats.tokenizer import TOKENIZER_FILE, load_tokenizer
 from caldera.formats.weight_files import Source, read_file, read_folder, read_one_of
 from caldera.formats.weight_merging import add_delta, grow_embeddings, merge_lora
 from caldera.formats.weight_names import LANGUAGE, PROJECTOR, stored_dtype
