@@ -6,6 +6,7 @@ accumulated in 32 bits.
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Literal, Protocol
 
 import torch
@@ -18,11 +19,8 @@ Quantization = Literal["as stored", "int8"]
 
 _INT8_MAX = 127
 
-_ZERO_POINT = 128
-"""Zero of the unsigned 8-bit integers in which tokens are passed; oneDNN is fast with those."""
-
-_OUTLIER_RATIO = 8
-"""Maximum of a token relative to its root mean square, above which one rounding loses more than 2 %."""
+_MIN_STEPS = 16
+"""Steps in the root mean square of a token, below which one rounding loses more than 2 %."""
 
 
 class LinearOp(Protocol):
@@ -59,11 +57,12 @@ class OneDnnLinear:
 
 
 class Int8:
-    """Linear layer with 8-bit weights; its inputs are rounded to 8 bits, twice where once is too coarse.
+    """Linear layer with 8-bit weights; its inputs are rounded to 8 bits, again where that is too coarse.
 
     Language models have tokens with a few values a thousand times as large as the others (Sun et al. 2024, Massive
     Activations, arXiv 2402.17762); 127 steps of the largest value leave nothing of the rest. For such tokens the
-    rounding error is rounded again and multiplied as another row: 15 bits in total.
+    rounding error is rounded again and multiplied as another row: 15 bits in total. A CPU that takes 7 bits rounds it
+    twice more.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -72,7 +71,7 @@ class Int8:
         self._scales = weight.abs().amax(dim=1).clamp(min=1e-12) / _INT8_MAX  # (outputs,)
         steps = (weight / self._scales.unsqueeze(1)).round().to(torch.int8)
         self._weight = torch.ops.onednn.qlinear_prepack(steps, None)
-        self._zero = torch.zeros(1, dtype=torch.int32)
+        self._max_step = _max_input_step()
         self._bias = None if bias is None else bias.float()
 
     def __call__(self, inputs: Tensor) -> Tensor:
@@ -80,28 +79,52 @@ class Int8:
         exact = inputs.float()
         maximum = torch.linalg.vector_norm(exact, torch.inf, dim=1, keepdim=True)  # (rows, 1)
         norm = torch.linalg.vector_norm(exact, dim=1, keepdim=True)
-        scales = maximum.clamp(min=1e-12) / _INT8_MAX
+        scales = maximum.clamp(min=1e-12) / self._max_step
         steps = (exact / scales).round_()  # (rows, inputs)
-        coarse = (maximum * inputs.shape[1] ** 0.5 > _OUTLIER_RATIO * norm).squeeze(1)
+        coarse = (_MIN_STEPS * scales * inputs.shape[1] ** 0.5 > norm).squeeze(1)
         if not bool(coarse.any()):
             outputs = self._multiply(steps).mul_(scales)  # (rows, outputs)
         else:
-            # the rounding error is at most half a step
-            fine_scales = scales[coarse] / (2 * _INT8_MAX)
-            error = ((exact[coarse] - steps[coarse] * scales[coarse]) / fine_scales).round_()
-            product = self._multiply(torch.cat([steps, error]))
+            rest, scale = exact[coarse] - steps[coarse] * scales[coarse], scales[coarse]
+            errors, error_scales = [], []
+            for _ in range(1 if self._max_step == _INT8_MAX else 2):
+                scale = scale / (2 * self._max_step)  # the rounding error is at most half a step
+                errors.append((rest / scale).round_())
+                error_scales.append(scale)
+                rest = rest - errors[-1] * scale
+            product = self._multiply(torch.cat([steps, *errors]))
             outputs = product[: len(inputs)] * scales
-            outputs[coarse] += product[len(inputs) :] * fine_scales
+            products = product[len(inputs) :].chunk(len(errors))
+            outputs[coarse] += sum(map(torch.mul, products, error_scales))
         return (outputs if self._bias is None else outputs.add_(self._bias)).to(inputs.dtype)
 
     def _multiply(self, steps: Tensor) -> Tensor:
-        """Multiply integers from -127 to 127, (rows, inputs); return (rows, outputs)."""
-        unsigned = (steps + _ZERO_POINT).to(torch.uint8)
-        # output scale 1 and zero point 0: the product stays in fp32
-        return torch.ops.onednn.qlinear_pointwise(
-            *(unsigned, 1.0, _ZERO_POINT, self._weight, self._scales, self._zero, None, 1.0, 0),
-            *(torch.float32, "none", [], "none"),
-        )
+        """Multiply integers up to the largest step, (rows, inputs); return (rows, outputs)."""
+        return _multiply(steps, self._max_step, self._weight, self._scales)
+
+
+def _multiply(steps: Tensor, max_step: int, weight: Tensor, scales: Tensor) -> Tensor:
+    """Multiply integers from -max_step to max_step, (rows, inputs), by packed weights; return (rows, outputs)."""
+    zero = max_step + 1  # oneDNN is fast with unsigned integers
+    unsigned = (steps + zero).to(torch.uint8)
+    # output scale 1 and zero point 0: the product stays in fp32
+    return torch.ops.onednn.qlinear_pointwise(
+        *(unsigned, 1.0, zero, weight, scales, torch.zeros(1, dtype=torch.int32), None, 1.0, 0),
+        *(torch.float32, "none", [], "none"),
+    )
+
+
+@cache
+def _max_input_step() -> int:
+    """Return the largest integer of inputs whose products this CPU adds exactly.
+
+    Without VNNI, two products are added in 16 bits, which overflow unless the inputs have 7 bits.
+    """
+    weight = torch.full((16, 64), _INT8_MAX, dtype=torch.int8)
+    largest = torch.full((1, 64), _INT8_MAX)
+    packed = torch.ops.onednn.qlinear_prepack(weight, None)
+    product = _multiply(largest, _INT8_MAX, packed, torch.ones(16))
+    return _INT8_MAX if bool((product == 64 * _INT8_MAX**2).all()) else _INT8_MAX // 2
 
 
 def build_linear(layers: Sequence[nn.Linear], quantization: Quantization = "as stored") -> LinearOp:
