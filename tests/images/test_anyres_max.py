@@ -178,6 +178,18 @@ def test_scaled_tokens_are_means_of_their_neighbors() -> None:
     assert tokens.flatten().tolist() == expected
 
 
+def test_layouts_of_inference_serve_training() -> None:
+    """What inference has cached of a layout is no tensor of inference mode, which autograd rejects."""
+    layout = TileLayout(2, 2, (31, 31), anyres_max=1)
+    patches, newline = torch.rand(5, 9, 7, requires_grad=True), torch.rand(7)
+    with torch.inference_mode():
+        expected = order_image_tokens(patches, [layout], newline)
+    tokens = order_image_tokens(patches, [layout], newline)
+    assert torch.equal(tokens, expected)
+    [gradient] = torch.autograd.grad(tokens.sum(), [patches])
+    assert gradient.abs().sum() > 0
+
+
 @pytest.mark.parametrize(
     ("aspect", "limit"),
     [("anyres_max_9", 9), ("anyres_max_15", 15), *dict.fromkeys(ASPECTS).items()],

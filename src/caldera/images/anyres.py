@@ -157,10 +157,13 @@ def raster_patches(layout: TileLayout, patches_per_side: int) -> "Tensor":
     import torch
 
     side, rows, columns = patches_per_side, layout.rows, layout.columns
-    tiles = side * side + torch.arange(rows * columns * side * side).view(rows, columns, side, side)
-    raster = tiles.transpose(1, 2).reshape(rows * side, columns * side)
-    left, top = layout.padding(side)
-    return raster[top : len(raster) - top, left : raster.shape[1] - left]
+    # A cached tensor of inference mode could not be used in training.
+    with torch.inference_mode(mode=False):
+        tiles = side * side + torch.arange(rows * columns * side * side)
+        tiles = tiles.view(rows, columns, side, side)
+        raster = tiles.transpose(1, 2).reshape(rows * side, columns * side)
+        left, top = layout.padding(side)
+        return raster[top : len(raster) - top, left : raster.shape[1] - left]
 
 
 @lru_cache(maxsize=4096)
