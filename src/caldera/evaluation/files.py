@@ -255,6 +255,16 @@ def require_fields(record: object, names: Sequence[str], location: str) -> dict[
     return record
 
 
+def require_texts(record: object, names: Sequence[str], location: str) -> None:
+    """Check that a record has fields, and that each is a text."""
+    fields = require_fields(record, names, location)
+    for name in names:
+        if not isinstance(fields[name], str):
+            raise InputError(
+                f"{location}: {name} should be a text, got {shorten_value(fields[name])}"
+            )
+
+
 def check_unique(names: Iterable[str], path: Path) -> None:
     """Check that no question of a file occurs twice."""
     if repeated := find_repeated(names):

@@ -127,3 +127,31 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
     write_lines(path, [lines[0], {"question_id": 1, "text": "?"}])
     with pytest.raises(InputError, match=r"llava\.jsonl\[1\] has no image"):
         BENCHMARKS["vizwiz"].load(Sources(questions=path))
+
+
+@pytest.mark.parametrize(
+    ("name", "field"), [("pope", "text"), ("pope", "image"), ("textvqa", "text")]
+)
+def test_a_field_of_another_type_is_named(name: str, field: str, tmp_path: Path) -> None:
+    """POPE's and TextVQA's files are matched by their texts, so each must be one."""
+    sources = official_sources(name, tmp_path)
+    lines = llava_lines(name, BENCHMARKS[name].load(sources).items)
+    for value in (None, ["a"], 3):
+        path = write_lines(tmp_path / "llava.jsonl", [lines[0], lines[1] | {field: value}])
+        with pytest.raises(InputError, match=rf"llava\.jsonl\[1\]: {field} should be a text"):
+            BENCHMARKS[name].load(replace(sources, questions=path))
+
+
+@pytest.mark.parametrize("name", ["mme", "seed-bench", "gqa", "vizwiz", "mm-vet"])
+@pytest.mark.parametrize("text", ["", "[]", '{"question_id": 1, "image": "1.jpg"}\n'])
+def test_a_file_that_would_not_be_asked_is_rejected(name: str, text: str, tmp_path: Path) -> None:
+    """Next to the official file, --questions is LLaVA's file or an error: never ignored, never another prompt."""
+    sources = official_sources(name, tmp_path)
+    path = tmp_path / "llava.jsonl"
+    path.write_text(text)
+    with pytest.raises(
+        InputError, match=r"llava\.jsonl is not LLaVA's question file: its first line"
+    ):
+        BENCHMARKS[name].load(replace(sources, questions=path))
+    same = replace(sources, questions=sources.annotations)
+    assert BENCHMARKS[name].load(same).items == BENCHMARKS[name].load(sources).items

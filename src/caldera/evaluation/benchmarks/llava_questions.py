@@ -51,9 +51,19 @@ def llava_turn(name: str, question: AnswerRecord) -> Conversation:
 
 
 def official_file(sources: Sources, description: str) -> Path:
-    """Return the official file: --annotations, or else --questions, unless that is LLaVA's file."""
-    if sources.annotations is None and llava_file(sources) is None:
-        return sources.require_questions(description)
+    """Return the official file: --annotations, or else --questions, unless that is LLaVA's file.
+
+    Raises:
+        InputError: Next to --annotations, --questions is another file, which would not be asked.
+    """
+    if llava_file(sources) is None:
+        if sources.annotations is None:
+            return sources.require_questions(description)
+        if sources.questions not in (None, sources.annotations):
+            raise InputError(
+                f"{sources.questions} is not LLaVA's question file: its first line has no question_id, image and "
+                f"text; give that file, or {description} alone"
+            )
     return sources.require_annotations(description)
 
 

@@ -35,6 +35,7 @@ from caldera.evaluation.files import (
     join_names,
     read_records,
     require_fields,
+    require_texts,
 )
 from caldera.instructions.request_phrases import SHORT_ANSWER
 
@@ -184,7 +185,8 @@ def _load(path: Path) -> list[_Question]:
     default_split = next((split for split in SPLITS if split in path.stem), path.stem)
     questions: list[_Question] = []
     for location, record in read_records(path):
-        require_fields(record, ("question_id", "image", "text"), location)
+        require_fields(record, ("question_id",), location)
+        require_texts(record, ("image", "text"), location)
         label = record.get("label", "")
         if "label" in record and label not in ("yes", "no"):
             raise InputError(f"{location}: the label should be yes or no, got {label!r}")

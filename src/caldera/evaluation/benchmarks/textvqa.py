@@ -20,7 +20,7 @@ from caldera.evaluation.benchmarks.short_answers import (
     question_turn,
     short_answer_turn,
 )
-from caldera.evaluation.files import read_records, require_fields
+from caldera.evaluation.files import read_records, require_fields, require_texts
 from caldera.evaluation.vqa_accuracy import m4c_soft_accuracy
 
 _FILE = "TextVQA_0.5.1_val.json"
@@ -88,7 +88,8 @@ def _llava_prompts(path: Path) -> dict[_QuestionKey, str]:
     """Return the prompts of LLaVA's question file."""
     prompts: dict[_QuestionKey, str] = {}
     for location, record in read_records(path):
-        require_fields(record, ("question_id", "text"), location)
+        require_fields(record, ("question_id",), location)
+        require_texts(record, ("text",), location)
         prompts[str(record["question_id"]), extract_question(record["text"])] = record["text"]
     return prompts
 
