@@ -114,8 +114,8 @@ _V1_COMMON = _with_notes(
 )
 _V15_COMMON = _with_notes(
     _COMMON | _cite_from(f"{SCRIPTS}, zero2.json and zero3.json", max_grad_norm=None),
-    max_grad_norm="without gradient_clipping there, DeepSpeed does not clip, and transformers leaves it to DeepSpeed; "
-    "max_grad_norm=1.0 clips",
+    max_grad_norm="LLaVA's zero2.json and zero3.json have no gradient_clipping, so DeepSpeed does not clip, and "
+    "transformers leaves it to DeepSpeed; max_grad_norm=1.0 clips",
 )
 
 _V1_PRETRAIN = _with_notes(
@@ -175,7 +175,7 @@ _NEXT_FINETUNE = _uncertain(
         | _cite_from(f"{LLAVA_NEXT_SCRIPTS}, direct_finetune_clip.sh", loss_batch_size=4)
         | _cite_from(f"{LLAVA_NEXT_SCRIPTS}, zero3.json", max_grad_norm=1.0),
         learning_rate="of the script for Vicuna 7B; those for larger language models have 1e-5",
-        max_grad_norm="its gradient_clipping is auto, the trainer's 1.0",
+        max_grad_norm="in stage 2, gradient_clipping of LLaVA-NeXT's zero3.json is auto, the trainer's 1.0",
     ),
     *("learning_rate", "vision_learning_rate", "batch_size", "loss_batch_size", "max_grad_norm"),
     *("max_length", "epochs", "template"),
