@@ -50,6 +50,7 @@ def test_an_export_agrees_bit_for_bit(
     """Every stage but the logits is equal; the notes say what was compared."""
     export(tmp_path, vision_folder, language_folder, aspect)
     parity = compare_export(tmp_path, photos)
+    assert parity.against == "the re-imported folder"
     assert parity.good
     exact = {stage.stage: stage.max_difference for stage in parity.stages}
     assert exact.pop("logits") < 1e-6

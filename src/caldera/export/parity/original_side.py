@@ -39,7 +39,7 @@ _WORKER = Path(__file__).with_name("original_worker.py")
 class ImportedAgain(Caldera):
     """A folder in LLaVA's own layout, read as `caldera import` does: shows that its files are right."""
 
-    name = "the folder, imported again,"
+    name = "the re-imported folder"
     limits: Mapping[str, float] = dict.fromkeys(COMPARED, 1e-6)
     min_equal_answers = 1.0
 
