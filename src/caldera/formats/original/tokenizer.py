@@ -53,7 +53,7 @@ def write_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> tuple[s
     model = None if prefix is None else _sentencepiece(tokenizer, content, prefix)
     if prefix is None or model is None:
         write_json(folder / "tokenizer_config.json", config)
-        notes = tuple(_make_readable(content))
+        notes = _make_readable(content)
         write_json(folder / TOKENIZER_FILE, content)
         return _NO_SENTENCEPIECE, *notes
     (folder / SENTENCEPIECE_FILE).write_bytes(model.SerializeToString())
@@ -63,7 +63,7 @@ def write_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> tuple[s
     written = json.loads(to_fast(model, prefix).to_str())
     if not written["model"]["ignore_merges"]:  # else 4.37 converts the SentencePiece model itself
         written.update({name: content[name] for name in ("added_tokens", "post_processor")})
-        tuple(_make_readable(written))
+        _make_readable(written)
         write_json(folder / TOKENIZER_FILE, written)
     return (_SPACES_IN_FRONT,) if pre_tokenizer.get("type") == "Metaspace" else ()
 
@@ -109,19 +109,21 @@ def _sentencepiece(
     return from_fast(content, prefix)
 
 
-def _make_readable(content: dict[str, Any]) -> Iterator[str]:
-    """Change a fast tokenizer to what tokenizers 0.15 reads; yield what it then does otherwise."""
+def _make_readable(content: dict[str, Any]) -> list[str]:
+    """Change a fast tokenizer to what tokenizers 0.15 reads; return notes on what it then does otherwise."""
+    notes = []
     model = content["model"]
     if "merges" in model:
         model["merges"] = [
             pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]
         ]
     if model.pop("ignore_merges", False) and _needs_whole_words(content):
-        yield "transformers 4.37 splits some words that this tokenizer has as whole tokens"
+        notes.append("transformers 4.37 splits some words that this tokenizer has as whole tokens")
     for step in _steps_of_type(content, "Metaspace"):
         step["add_prefix_space"] = step["prepend_scheme"] != "never"
         if not step.get("split", True) and step["replacement"] == "\N{LOWER ONE EIGHTH BLOCK}":
-            yield "transformers 4.37 splits texts at spaces, which this tokenizer does not"
+            notes.append("transformers 4.37 splits texts at spaces, which this tokenizer does not")
+    return notes
 
 
 def _needs_whole_words(content: dict[str, Any]) -> bool:
