@@ -138,6 +138,21 @@ def test_ids_and_labels_are_the_originals() -> None:
     assert met == {None, SPELLED, MASKED, STRIPPED, BY_CHANCE, MARKS}
 
 
+@pytest.mark.parametrize("head", ["v1", "llava_v1", "llava_llama_2", "plain", "llava_v0"])
+def test_legacy_variants_reproduce_what_they_name(head: str) -> None:
+    """With a legacy tokenizer, ids and labels are the original's if the template says so, and else of no record."""
+    template = find_template(f"{TEMPLATE_NAMES.get(head, head)}_legacy")
+    records()
+    same = set()
+    for target in read("targets.json")[f"{head}|legacy=True"]:
+        if target["id"] not in SPELLING:
+            spans = template.for_training.render(from_record(records()[target["id"]], target["id"]))
+            encoded = encode(spans, tokenizer("vicuna_legacy"))
+            ids, labels = list(encoded.ids), list(encoded.labels)
+            same.add((ids, labels) == (target["ids"], target["labels"]) or bool(target["warn"]))
+    assert same == {bool(template.reproduces)}
+
+
 @pytest.mark.parametrize("name", ["vicuna_legacy", "vicuna_new", "vicuna_fast437"])
 def test_a_saved_tokenizer_gives_the_same_ids(tmp_path: Path, name: str) -> None:
     """Whether it is legacy, which decides about the space behind special tokens, survives saving and loading."""

@@ -204,7 +204,10 @@ _ORIGINAL = (
     ),
 )
 _LEGACY = tuple(
-    _variant(template, "legacy", "LLaVA with a slow tokenizer of legacy=True")
+    # LLaVA trains v0 with another text.
+    _variant(
+        template, "legacy", "" if template is _V0 else "LLaVA with a slow tokenizer of legacy=True"
+    )
     for template in (_PLAIN, _V0, _VICUNA, _LLAVA_V1, _LLAMA_2)
 )
 _STRICT = (
