@@ -57,6 +57,17 @@ def test_towers_are_joined_for_every_template(
     assert ends == [loaded.tokenizer.eos_token_id, *template_ends]
 
 
+def test_no_file_names_the_users_folders(
+    tmp_path: Path, vision_folder: Path, language_folder: Path
+) -> None:
+    """Transformers keeps the folder that a config was loaded from; a published model must not tell it."""
+    save_model_folder(tmp_path / "m", assemble(vision_folder, language_folder))
+    files = [file for file in (tmp_path / "m").iterdir() if file.suffix != ".safetensors"]
+    assert len(files) >= 7
+    for folder in (vision_folder, language_folder):
+        assert not [file.name for file in files if str(folder) in file.read_text()]
+
+
 def test_new_rows_are_the_mean_of_the_old(vision_folder: Path, language_folder: Path) -> None:
     """New rows are the mean in both tables, also in spare rows; the image token keeps its id."""
     before = AutoModelForCausalLM.from_pretrained(language_folder)

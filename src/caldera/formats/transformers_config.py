@@ -19,6 +19,7 @@ from transformers import (
     LlavaOnevisionConfig,
     LlavaOnevisionImageProcessorPil,
     LlavaProcessor,
+    PretrainedConfig,
     PreTrainedTokenizerFast,
 )
 
@@ -53,8 +54,8 @@ def to_transformers_config(
     """Return the config that transformers reads, for weights in `dtype`."""
     name, config_class = _CONFIG_CLASSES[model_type_of(metadata)]
     config = config_class(
-        vision_config=model.vision.tower.config.to_dict(),
-        text_config=model.language.config.to_dict(),
+        vision_config=public_settings(model.vision.tower.config),
+        text_config=public_settings(model.language.config),
         image_token_index=model.image_token_id,
         image_seq_length=model.vision.tokens_per_view,
         projector_hidden_act="gelu",
@@ -73,6 +74,13 @@ def to_transformers_config(
     config["dtype"] = str(dtype).removeprefix("torch.")
     _add_former_rope_settings(config["text_config"])
     return config
+
+
+def public_settings(config: PretrainedConfig) -> dict[str, Any]:
+    """Return the settings of a config without the folder that it was loaded from."""
+    settings: dict[str, Any] = config.to_dict()
+    settings.pop("_name_or_path", None)
+    return settings
 
 
 def _add_former_rope_settings(text_config: dict[str, Any]) -> None:

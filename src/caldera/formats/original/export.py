@@ -13,7 +13,7 @@ from caldera.formats.original.config import LLAVA_CLASSES, conversation_mode, hu
 from caldera.formats.original.tokenizer import write_tokenizer
 from caldera.formats.safetensors_files import LazyWeight, write_weights
 from caldera.formats.tokenizer import vocab_size_without_image
-from caldera.formats.transformers_config import to_image_processor
+from caldera.formats.transformers_config import public_settings, to_image_processor
 from caldera.formats.weight_merging import first_rows
 from caldera.formats.weight_names import (
     LANGUAGE,
@@ -154,7 +154,7 @@ def _config(
     """Return the config that LLaVA's own code reads."""
     metadata, language = assistant.card, assistant.model.language.config
     model_type, architecture = LLAVA_CLASSES[language.model_type]
-    text = _without_later_settings(language.to_dict())
+    text = _without_later_settings(public_settings(language))
     rope = text.pop("rope_parameters")
     text["rope_theta"] = rope["rope_theta"]
     text["rope_scaling"] = None
@@ -201,7 +201,7 @@ def _write_tower(
     folder = fresh / TOWER
     folder.mkdir()
     tower = select_part(weights, VISION)
-    settings = {**config.to_dict(), "architectures": ["CLIPVisionModel"]}
+    settings = {**public_settings(config), "architectures": ["CLIPVisionModel"]}
     settings |= {"torch_dtype": _dtype_name(tower)}
     write_json(folder / "config.json", _without_later_settings(settings))
     write_weights(folder, {f"vision_model.{name}": weight for name, weight in tower.items()})
