@@ -116,16 +116,33 @@ def test_a_model_that_no_fast_tokenizer_follows_is_rejected(
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [("unused", "has unused pieces"), ("letter", "letters that are no pieces")],
+    [
+        ("unused", "has unused pieces"),
+        ("letter", "letters that are no pieces"),
+        ("twice", "SentencePiece cannot load .* already defined"),
+        ("few", "SentencePiece cannot load .* not 256 byte pieces"),
+        ("unknown", "another unknown piece"),
+        ("score", "scores that are not finite"),
+    ],
 )
 def test_changed_pieces_are_rejected(tmp_path: Path, change: str, reason: str) -> None:
-    """Unused pieces, and pieces whose letters are none, would be split otherwise."""
+    """A model whose pieces contradict each other, or that no fast tokenizer splits alike, is not read."""
     file = train(tmp_path)
     model = read_model(file)
-    if change == "unused":
-        model.pieces[-1].type = 5
-    else:
-        model.pieces.add(piece="a\u0e00", score=-3.0)
+    match change:
+        case "unused":
+            model.pieces[-1].type = 5
+        case "letter":
+            model.pieces.add(piece="a\u0e00", score=-3.0)
+        case "twice":
+            model.pieces.add(piece=model.pieces[-1].piece, score=-3.0)
+        case "few":
+            del model.pieces[3:]
+            model.trainer_spec.byte_fallback = True
+        case "unknown":
+            model.trainer_spec.unk_piece = "<none>"
+        case "score":
+            model.pieces[-1].score = float("nan")
     file.write_bytes(model.SerializeToString())
     with pytest.raises(ModelFormatError, match=reason):
         read_model(file)

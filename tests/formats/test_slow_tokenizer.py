@@ -161,6 +161,27 @@ def test_impossible_settings_are_rejected(
         load_tokenizer(write_folder(**settings))
 
 
+@pytest.mark.parametrize("number", ["32000", 32000.0, None])
+def test_ids_that_are_not_whole_numbers_are_rejected(
+    write_folder: WriteFolder, number: object
+) -> None:
+    """The message names the file and the token."""
+    folder = write_folder()
+    (folder / "added_tokens.json").write_text(json.dumps({"<x>": number}))
+    with pytest.raises(ModelFormatError, match=r"added_tokens.json gives '<x>' an id that is not"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("name", ["LlamaTokenizer", "Qwen2Tokenizer", "GPT2Tokenizer", None])
+def test_a_folder_without_a_vocabulary_is_rejected(tmp_path: Path, name: str | None) -> None:
+    """Transformers builds a tokenizer without words from the settings alone."""
+    settings = {} if name is None else {"tokenizer_class": name}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(ModelFormatError, match=r"has no tokenizer"):
+        load_tokenizer(tmp_path)
+
+
 def test_a_fast_tokenizer_is_read_as_it_is(write_folder: WriteFolder, tmp_path: Path) -> None:
     """Transformers 5 would build LLaMA's class with another rule for spaces than its tokenizer.json has."""
     load_tokenizer(write_folder(legacy=True)).save_pretrained(tmp_path / "fast")

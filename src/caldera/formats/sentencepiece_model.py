@@ -1,6 +1,7 @@
 """Conversion of a SentencePiece model to a fast tokenizer that gives the same ids as SentencePiece itself."""
 
 import json
+import math
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Literal
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from caldera.errors import ModelFormatError, UsageError
+from caldera.formats.config import error_line
 
 SENTENCEPIECE_FILE = "tokenizer.model"
 """A SentencePiece model: the only tokenizer of LLaVA's original folders, and the one that LLaVA's own code reads."""
@@ -43,16 +45,29 @@ def read_model(file: Path) -> Any:  # noqa: ANN401 - protobuf's classes have no 
         model.ParseFromString(file.read_bytes())
     except DecodeError:
         raise ModelFormatError(
-            f"{file} is not a SentencePiece model, or it is incomplete"
+            f"{file} is not a SentencePiece model, or it is incomplete; copy it again"
         ) from None
     if not model.pieces:
         raise ModelFormatError(f"{file} is not a SentencePiece model: it has no pieces")
+    _check_loads(model, file)
     reason = _unsupported(model)
     if reason is not None:
         raise ModelFormatError(
             f"{file} {reason}, which no fast tokenizer reproduces; give a folder with a tokenizer.json"
         )
     return model
+
+
+def _check_loads(model: Any, file: Path) -> None:  # noqa: ANN401 - see read_model
+    """Raise ModelFormatError if SentencePiece itself rejects a model, such as one with a piece twice."""
+    from sentencepiece import SentencePieceProcessor
+
+    try:
+        SentencePieceProcessor().LoadFromSerializedProto(model.SerializeToString())
+    except RuntimeError as error:
+        raise ModelFormatError(
+            f"SentencePiece cannot load {file} ({error_line(error)}); copy it again"
+        ) from None
 
 
 def _protobuf(file: Path) -> Any:  # noqa: ANN401 - a module without types
@@ -193,6 +208,8 @@ def _unsupported(model: Any) -> str | None:  # noqa: ANN401 - see read_model
     unigram = trainer.model_type == _UNIGRAM
     lone = {letter for piece in _pieces(model, _NORMAL) for letter in piece} - vocabulary
     reasons = {
+        "names another unknown piece than it has": _pieces(model, _UNKNOWN) != [trainer.unk_piece],
+        "has scores that are not finite": not all(math.isfinite(p.score) for p in model.pieces),
         "is neither a BPE nor a unigram model": trainer.model_type not in (_UNIGRAM, _BPE),
         "has unused pieces": bool(_pieces(model, _UNUSED)),
         "puts spaces after words": trainer.treat_whitespace_as_suffix,
@@ -257,7 +274,7 @@ def _unigram(model: Any) -> models.Unigram:  # noqa: ANN401 - see read_model
     """Return the unigram model; of two readings of a text with equal scores it may take the other one."""
     return models.Unigram(
         [(piece.piece, piece.score) for piece in model.pieces],
-        unk_id=model.trainer_spec.unk_id,
+        unk_id=[piece.type for piece in model.pieces].index(_UNKNOWN),
         byte_fallback=model.trainer_spec.byte_fallback,
     )
 

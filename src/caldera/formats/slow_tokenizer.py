@@ -112,7 +112,10 @@ def _numbered(folder: Path, config: Mapping[str, Any]) -> dict[int, AddedToken]:
     if "added_tokens_decoder" in config:
         decoder = config["added_tokens_decoder"].items()
         return {int(number): _added_token(token) for number, token in decoder}
-    numbers = read_json(folder / "added_tokens.json", required=False).items()
+    file = folder / "added_tokens.json"
+    numbers = read_json(file, required=False).items()
+    if wrong := [token for token, number in numbers if type(number) is not int]:
+        raise ModelFormatError(f"{file} gives {wrong[0]!r} an id that is not a whole number")
     return {number: _added_token({"content": token, "special": False}) for token, number in numbers}
 
 

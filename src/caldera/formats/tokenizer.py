@@ -44,6 +44,13 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         raise ModelFormatError(
             f"{folder} has no tokenizer that transformers can load ({reason})"
         ) from None
+    files = [name for key, name in tokenizer.vocab_files_names.items() if key != "tokenizer_file"]
+    if missing := [name for name in files or [TOKENIZER_FILE] if not (folder / name).is_file()]:
+        # transformers builds a tokenizer without words then
+        raise ModelFormatError(
+            f"{folder} has no {TOKENIZER_FILE}, no {SENTENCEPIECE_FILE} and no {' and no '.join(missing)}; copy its "
+            "tokenizer again"
+        )
     if not tokenizer.is_fast:
         raise ModelFormatError(f"the tokenizer in {folder} is not a fast one (tokenizer.json)")
     return tokenizer  # type: ignore[return-value] # fast, as checked
