@@ -220,6 +220,28 @@ def test_settings_of_text_and_image_in_two_files(tmp_path: Path) -> None:
             "crop_size .*224.* is not a plain resize",
         ),
         ({"image_processor_type": "CLIPImageProcessor", "do_resize": False}, "do_resize is false"),
+        ({"image_processor_type": "CLIPImageProcessor", "do_rescale": 0}, "do_rescale is 0"),
+        (
+            {"image_processor_type": "CLIPImageProcessor", "rescale_factor": 0},
+            "rescale_factor is 0",
+        ),
+        ({"image_processor_type": "CLIPImageProcessor", "size": [14]}, "no usable image processor"),
+        ({"image_processor_type": "CLIPImageProcessor", "crop_size": 0}, "0 pixels; a length must"),
+        ({"image_processor_type": "CLIPImageProcessor", "size": 10**9}, "from 1 to 16,384"),
+        (
+            {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 224.5}},
+            "224.5 pixels; a length must",
+        ),
+        (
+            {
+                "image_processor_type": "LlavaNextImageProcessor",
+                "size": {"shortest_edge": 14},
+                "crop_size": SQUARE,
+                "image_grid_pinpoints": [[14.0, 28.0]],
+            },
+            "28.0 pixels; a length must",
+        ),
+        ({"image_mean": [0.5] * 3}, "'size' is missing"),
         (
             {
                 "image_processor_type": "CLIPImageProcessor",

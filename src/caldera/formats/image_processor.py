@@ -1,5 +1,7 @@
 """Reader of transformers' image processor files."""
 
+import itertools
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from transformers import (
 )
 
 from caldera.errors import ModelFormatError, shorten_value
-from caldera.formats.config import read_json
+from caldera.formats.config import CONFIG_ERRORS, read_json
 from caldera.formats.transformers_config import pinpoints_from_disk
 from caldera.images.anyres import ImageAspect
 from caldera.images.processor import ImageProcessor
@@ -50,6 +52,9 @@ _CLASS_OF_TOWER = {
 _RESCALE_FACTOR = 1 / 255
 _CHANNELS = 3
 
+_MAX_LENGTH = 2**14
+"""Largest side of an image before or after the crop, as of `image_size` in configs."""
+
 
 def load_processor(folder: Path, metadata: ModelMetadata | None = None) -> ImageProcessor:
     """Read the image processor from `processor_config.json` or `preprocessor_config.json`.
@@ -74,7 +79,11 @@ def load_processor(folder: Path, metadata: ModelMetadata | None = None) -> Image
                 "anyres_max": metadata.anyres_max,
             }
         return processor.with_aspect(**aspect)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except KeyError as error:
+        raise ModelFormatError(
+            f"{file} has no usable image processor: {error} is missing; copy the file again"
+        ) from None
+    except CONFIG_ERRORS as error:
         raise ModelFormatError(f"{file} has no usable image processor: {error}") from None
 
 
@@ -143,6 +152,7 @@ def _read_resize(content: dict[str, Any], aspect: ImageAspect) -> dict[str, Any]
     if size.keys() == {"height", "width"}:
         if size["height"] != size["width"] or (crops and crop != size):
             raise ValueError(f"{described} is not a plain resize to a square")
+        _check_lengths(size["height"])
         return {"side": size["height"], "resize_without_crop": True}
     if size.keys() != {"shortest_edge"}:
         raise ValueError(f"{described} does not give a square")
@@ -152,18 +162,28 @@ def _read_resize(content: dict[str, Any], aspect: ImageAspect) -> dict[str, Any]
     if not (crops or aspect == "pad") or not crop["height"] == crop["width"] <= edge:
         raise ValueError(f"{described} does not give a square")
     side = crop["height"]
+    _check_lengths(side, edge)
     if aspect == "anyres" and side != edge:
         raise ValueError(f"{described} crops every tile, which is not supported")
     return {"side": side, "resize_shortest_edge": None if side == edge else edge}
 
 
+def _check_lengths(*lengths: object) -> None:
+    """Raise ValueError if lengths in pixels are not whole numbers in range."""
+    for length in lengths:
+        if type(length) is not int or not 1 <= length <= _MAX_LENGTH:
+            raise ValueError(
+                f"{length} pixels; a length must be a whole number from 1 to {_MAX_LENGTH:,}"
+            )
+
+
 def _read_normalization(content: dict[str, Any]) -> dict[str, Any]:
     """Return how pixels are resampled, scaled and normalized."""
     for step in ("do_resize", "do_rescale", "do_normalize"):
-        if content.get(step) is False:
-            raise ValueError(f"{step} is false, which is not supported")
-    factor = content.get("rescale_factor") or _RESCALE_FACTOR
-    if not math.isclose(factor, _RESCALE_FACTOR, rel_tol=1e-4):
+        if content.get(step) not in (None, True):
+            raise ValueError(f"{step} is {json.dumps(content[step])}, which is not supported")
+    factor = content.get("rescale_factor")
+    if factor is not None and not math.isclose(factor, _RESCALE_FACTOR, rel_tol=1e-4):
         raise ValueError(f"rescale_factor is {factor}; only 1 / 255 is supported")
     mean, std = tuple(map(float, content["image_mean"])), tuple(map(float, content["image_std"]))
     valid = all(map(math.isfinite, (*mean, *std))) and min(std, default=0) > 0
@@ -181,6 +201,8 @@ def _read_normalization(content: dict[str, Any]) -> dict[str, Any]:
 def _read_aspect(content: dict[str, Any]) -> dict[str, Any]:
     """Return how an image that is not square is prepared."""
     if pinpoints := content.get("image_grid_pinpoints"):
-        return {"aspect": "anyres", "pinpoints": pinpoints_from_disk(pinpoints)}
+        sizes = pinpoints_from_disk(pinpoints)
+        _check_lengths(*itertools.chain.from_iterable(sizes))
+        return {"aspect": "anyres", "pinpoints": sizes}
     aspect: ImageAspect = "pad" if content.get("do_pad") else "square"
     return {"aspect": aspect}
