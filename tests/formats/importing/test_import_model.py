@@ -14,6 +14,7 @@ from transformers import SiglipImageProcessorPil
 
 from caldera.errors import UsageError
 from caldera.formats.image_processor import describe_pixels
+from caldera.formats.importing.request import ImportRequest
 from caldera.formats.model_folder import load_model_folder
 from caldera.formats.tokenizer import load_tokenizer
 from tests.formats.conftest import Weights, Write, assert_rejected, run_import
@@ -130,6 +131,13 @@ def test_a_linked_tokenizer_is_not_copied(
     assert_rejected(
         tmp_path, "is a link to .*secret, outside the folder", source=folder, vision=clip_folder
     )
+
+
+@pytest.mark.parametrize("number", [0, -1, 10**9])
+def test_an_absurd_multiple_of_rows_is_rejected(llava_hf: Path, number: int) -> None:
+    """The message has the range; a table of a billion rows would fill the disk."""
+    with pytest.raises(UsageError, match="it must be from 1 to 65,536"):
+        ImportRequest(source=llava_hf, vocab_multiple=number)
 
 
 def test_a_pickle_under_another_name_is_not_opened(tmp_path: Path, llava_hf: Path) -> None:

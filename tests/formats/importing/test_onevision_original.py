@@ -169,8 +169,27 @@ def test_a_range_of_grids_is_every_grid_in_it() -> None:
 
 
 @pytest.mark.parametrize(
+    "grids",
+    [
+        "(0x0),(2x2)",
+        "(6x6),(1x1)",
+        "(1x1),(999999999x9999999)",
+        "(1x1),(100x1)",
+        "(1x1),(1x" + "9" * 5000 + ")",
+    ],
+)
+def test_a_range_of_grids_has_limits(grids: str) -> None:
+    """A range that is empty, or would list billions of grids, is rejected at once, and the file is named."""
+    with pytest.raises(
+        ModelFormatError, match=r"config.json has image_grid_pinpoints .* 1 to 99 tiles"
+    ):
+        parse_grids(grids, SIDE, Path("config.json"))
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"model_type": ["llava_qwen"]}, "which is not supported: known: llava"),
         ({"image_aspect_ratio": "anyres_max"}, "known: square, pad, anyres, anyres_max_N"),
         ({"mm_patch_merge_type": "flat"}, "only spatial_unpad is supported"),
         ({"image_grid_pinpoints": "6x6"}, "must list pairs of pixels"),

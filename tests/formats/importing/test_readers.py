@@ -331,7 +331,7 @@ def test_the_padding_of_a_complete_vocabulary_is_not_changed(
     """A llava-hf folder has its rows already; a multiple below 1 is none."""
     with pytest.raises(UsageError, match="remove --vocab-multiple"):
         run_import(tmp_path / "out", source=llava_hf, vocab_multiple=1)
-    with pytest.raises(UsageError, match="--vocab-multiple is 0; it must be 1 or more"):
+    with pytest.raises(UsageError, match="--vocab-multiple is 0; it must be from 1 to 65,536"):
         run_import(tmp_path / "out", source=llava_hf, vocab_multiple=0)
 
 

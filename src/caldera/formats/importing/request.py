@@ -19,6 +19,9 @@ SourceLayout = Literal["hf", "full", "projector", "lora", "delta"]
 """Layout of a folder: llava-hf's; of LLaVA's own code: a complete model, stage 1's projector, a LoRA adapter, or delta
 weights."""
 
+_MAX_MULTIPLE = 2**16
+"""Largest multiple of rows; beyond it, a table would be mostly rows without a token."""
+
 DTYPES = {
     "float32": torch.float32,
     "float16": torch.float16,
@@ -73,8 +76,10 @@ class ImportRequest:
             raise UnknownNameError("aspect", self.aspect, get_args(ImageAspect))
         if self.dtype != "auto" and self.dtype not in DTYPES:
             raise UnknownNameError("dtype", self.dtype, ["auto", *DTYPES])
-        if self.vocab_multiple is not None and self.vocab_multiple < 1:
-            raise UsageError(f"--vocab-multiple is {self.vocab_multiple}; it must be 1 or more")
+        if self.vocab_multiple is not None and not 1 <= self.vocab_multiple <= _MAX_MULTIPLE:
+            raise UsageError(
+                f"--vocab-multiple is {self.vocab_multiple}; it must be from 1 to {_MAX_MULTIPLE:,}"
+            )
         if self.source is None and not (self.vision and self.language):
             raise UsageError(
                 "give the folder of a model, or --vision and --language to join two towers"
@@ -128,7 +133,7 @@ def _likely_template(config: dict[str, Any]) -> str:
     if config.get("tune_mm_mlp_adapter"):
         return "plain_original"
     of_language = {"llava_mistral": "mistral_instruct_original", "llava_qwen": "qwen_original"}
-    if (model_type := config.get("model_type")) in of_language:
+    if (model_type := str(config.get("model_type"))) in of_language:
         return of_language[model_type]
     version = str(config.get("transformers_version"))
     return "vicuna_v1_original_4_31" if version.startswith("4.31.") else "vicuna_v1_original"

@@ -11,7 +11,7 @@ from transformers import CLIPVisionConfig, PretrainedConfig, SiglipVisionConfig
 from caldera.errors import ModelFormatError, shorten_value
 from caldera.formats.config import sub_config
 from caldera.images.anyres import grid_pinpoints, parse_anyres_max
-from caldera.images.processor import ImageProcessor
+from caldera.images.processor import MAX_TILES, ImageProcessor
 from caldera.model.projector import PROJECTORS
 from caldera.templates.template import find_template
 
@@ -139,9 +139,9 @@ def read_original(config: Mapping[str, Any], file: Path) -> OriginalSettings:
     Raises:
         ModelFormatError: A setting is missing or not supported; the message names it.
     """
-    model_type = config.get("model_type")
+    model_type = str(config.get("model_type"))
     if model_type not in LANGUAGE_TYPES:
-        reason = _UNSUPPORTED.get(str(model_type), f"known: {', '.join(LANGUAGE_TYPES)}")
+        reason = _UNSUPPORTED.get(model_type, f"known: {', '.join(LANGUAGE_TYPES)}")
         raise ModelFormatError(
             f"{file} has model_type {model_type!r}, which is not supported: {reason}"
         )
@@ -152,7 +152,7 @@ def read_original(config: Mapping[str, Any], file: Path) -> OriginalSettings:
         if name not in _LLAVA_KEYS and not name.startswith("mm_")
     }
     is_qwen = config.get("architectures") == [_QWEN_CLASS]
-    language["model_type"] = "qwen2" if is_qwen else LANGUAGE_TYPES[str(model_type)]
+    language["model_type"] = "qwen2" if is_qwen else LANGUAGE_TYPES[model_type]
     layer = config.get("mm_vision_select_layer")
     if type(layer) is not int:
         raise ModelFormatError(
@@ -228,7 +228,13 @@ def parse_grids(value: object, side: int, file: Path) -> tuple[tuple[int, int], 
     grids = re.findall(r"\((\d+)x(\d+)\)", value) if isinstance(value, str) else []
     if not grids:
         return parse_pinpoints(value, file)
-    first, last = ([int(number) for number in grids[index]] for index in (0, -1))
+    # Of texts without end, Python makes no number.
+    first, last = ([int(number[:3]) for number in grids[index]] for index in (0, -1))
+    if not all(1 <= low <= high < MAX_TILES for low, high in zip(first, last, strict=True)):
+        raise ModelFormatError(
+            f"{file} has image_grid_pinpoints {shorten_value(value)}; a range of grids goes from small to large, with "
+            f"1 to {MAX_TILES - 1} tiles along each side"
+        )
     return grid_pinpoints(
         [
             f"{columns}x{rows}"
@@ -256,7 +262,7 @@ def parse_pinpoints(value: object, file: Path) -> tuple[tuple[int, int], ...]:
         if len(pairs) == len(value):
             return tuple(pairs)
     raise ModelFormatError(
-        f"{file} has image_grid_pinpoints {value!r}; it must list pairs of pixels"
+        f"{file} has image_grid_pinpoints {shorten_value(value)}; it must list pairs of pixels"
     )
 
 
