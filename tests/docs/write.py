@@ -73,16 +73,16 @@ def templates_part() -> str:
     ]
     rows += [_row(template) for template in TEMPLATES.values()]
     sections: list[str] = []
-    shown: set[str] = set()
+    texts: set[str] = set()
     for template in TEMPLATES.values():
         forms = [(template, template.name)]
         if template.training is not None:
             forms.append((template.training, f"{template.name}, in training"))
         for form, title in forms:
             text = _two_rounds(form)
-            if text not in shown:
+            if text not in texts:
                 sections.append(f"## {title}\n\n```text\n{text}\n```\n")
-            shown.add(text)
+            texts.add(text)
     return "\n".join(rows) + "\n\n" + "\n".join(sections)
 
 
