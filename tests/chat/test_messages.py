@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from caldera.chat.messages import read_messages
+from caldera.chat.session import user_turn
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import UsageError
 
@@ -31,6 +32,36 @@ def test_every_form_of_an_image_is_read(form: str) -> None:
     conversation, images = read_messages([{"role": "user", "content": [part, TEXT]}], separate)
     assert images == ["a.jpg"]
     assert conversation.turns == (Turn("user", (ImageRef("0"), "What is it?")),)
+
+
+@pytest.mark.parametrize(
+    ("labeled", "parts"),
+    [
+        (True, ("Picture A: ", ImageRef("0"), "\nPicture B: ", ImageRef("1"), "\nWhat is it?")),
+        (False, (ImageRef("0"), ImageRef("1"), "\nWhat is it?")),
+    ],
+)
+def test_several_images_have_letters_where_the_models_data_had_them(
+    labeled: bool, parts: tuple[str | ImageRef, ...]
+) -> None:
+    """LLaVA's own code shows images alone; a line end separates them from the text, whatever the way they came."""
+    message = {"role": "user", "content": [{"type": "image"}, {"type": "image"}, TEXT]}
+    conversation, _ = read_messages([message], ["a", "b"], labeled=labeled)
+    [turn] = conversation.turns
+    assert joined(turn) == parts
+    same_turn = user_turn("What is it?", [ImageRef("0"), ImageRef("1")], labeled=labeled)
+    assert joined(same_turn) == parts
+
+
+def joined(turn: Turn) -> tuple[str | ImageRef, ...]:
+    """Return the parts of a turn with adjacent texts joined."""
+    parts: list[str | ImageRef] = []
+    for part in turn.parts:
+        if isinstance(part, str) and parts and isinstance(parts[-1], str):
+            parts[-1] += part
+        else:
+            parts.append(part)
+    return tuple(parts)
 
 
 def test_turns_are_joined() -> None:

@@ -276,20 +276,23 @@ class ChatModel(AbstractContextManager["ChatModel"]):
 
     def _prompt(self, question: object, images: list[Any]) -> Prompt:
         """Return the prompt of a question and its images."""
+        labeled = self.engine.labels_images
         match question:
             case str():
                 if not question.strip():
                     raise UsageError("the question is empty; enter a question")
                 references = [ImageRef(str(index)) for index in range(len(images))]
-                conversation = Conversation("chat", (user_turn(question, references),))
+                conversation = Conversation(
+                    "chat", (user_turn(question, references, labeled=labeled),)
+                )
             case Conversation():
                 conversation, images = question, images or list(question.images)
             case dict():
-                conversation, images = read_messages([question], images)
+                conversation, images = read_messages([question], images, labeled=labeled)
             case list() | tuple() if question and not any(
                 isinstance(item, str) for item in question
             ):
-                conversation, images = read_messages(question, images)
+                conversation, images = read_messages(question, images, labeled=labeled)
             case list() | tuple():
                 raise UsageError(
                     f"a question cannot be the list {shorten_value(question)}; give a text or messages, and several "

@@ -29,7 +29,7 @@ _IMAGE_KEYS = ("image_url", "image", "url", "path", "base64", "data", "source")
 
 
 def read_messages(
-    messages: Sequence[Mapping[str, Any]], images: Sequence[object] = ()
+    messages: Sequence[Mapping[str, Any]], images: Sequence[object] = (), *, labeled: bool = True
 ) -> tuple[Conversation, list[Any]]:
     """Return messages as a conversation that ends with a question, and its images in order.
 
@@ -38,6 +38,7 @@ def read_messages(
             {"type": "image_url", "image_url": {"url": "dog.jpg"}} or {"type": "image", "path": "dog.jpg"}.
         images: Images of the parts without one, {"type": "image"}, in order; or, if no part is for an image, images
             before the only question.
+        labeled: Whether several images before a question have letters.
 
     Raises:
         UsageError: Messages have another form, or images and parts do not match.
@@ -64,7 +65,7 @@ def read_messages(
         raise UsageError(
             f"{len(spare)} of {len(images)} images have no part in the messages; add {{'type': 'image'}} for each"
         )
-    return join_messages(turns), part_images
+    return join_messages(turns, labeled=labeled), part_images
 
 
 def _parts(content: object, number: int, part_images: list[Any], spare: list[Any]) -> Parts:
@@ -110,7 +111,9 @@ def _image(part: Mapping[str, Any], number: int, spare: list[Any]) -> object:
     return spare.pop(0)
 
 
-def join_messages(messages: Iterable[tuple[str, Sequence[str | ImageRef]]]) -> Conversation:
+def join_messages(
+    messages: Iterable[tuple[str, Sequence[str | ImageRef]]], *, labeled: bool = True
+) -> Conversation:
     """Return messages, each a role and its parts, as a conversation that ends with a question.
 
     Raises:
@@ -146,7 +149,7 @@ def join_messages(messages: Iterable[tuple[str, Sequence[str | ImageRef]]]) -> C
         raise UsageError("the last message must be a question of the user")
     turns[0][1][:] = _with_system(system, turns[0][1])
     try:
-        joined = tuple(_to_turn(role, parts) for role, parts in turns)
+        joined = tuple(_to_turn(role, parts, labeled=labeled) for role, parts in turns)
         return Conversation("chat", joined, allow_empty_turns=True)
     except ConversationError as error:
         raise UsageError(f"messages: {error}") from None
@@ -170,10 +173,14 @@ def _with_system(system: Sequence[str], parts: Parts) -> Parts:
     return [*parts[:first], "\n".join(system), *separator, *parts[first:]]
 
 
-def _to_turn(role: str, parts: Parts) -> Turn:
-    """Return a turn; a single image is followed by a line end, several before all text are labeled with letters."""
+def _to_turn(role: str, parts: Parts, *, labeled: bool) -> Turn:
+    """Return a turn; images before all text are followed by a line end, or several of them labeled with letters."""
     parts = [part for part in parts if part != ""]
     images = [part for part in parts if isinstance(part, ImageRef)]
     if role == "user" and len(images) > 1 and parts[: len(images)] == images:
-        parts = [*label_images(images), *parts[len(images) :]]
+        texts = parts[len(images) :]
+        if labeled:
+            parts = [*label_images(images), *texts]
+        elif texts and not str(texts[0]).startswith("\n"):
+            parts = [*images, "\n", *texts]
     return Turn("user" if role == "user" else "assistant", tuple(parts))

@@ -20,10 +20,11 @@ class _Exchange:
     images: tuple[tuple[ImageRef, ProcessedImage], ...]
     answer: str = ""
 
-    @property
-    def user_turn(self) -> Turn:
-        """The question as a turn."""
-        return user_turn(self.question, [reference for reference, _ in self.images])
+    def user_turn(self, *, labeled: bool) -> Turn:
+        """Return the question as a turn."""
+        return user_turn(
+            self.question, [reference for reference, _ in self.images], labeled=labeled
+        )
 
 
 class Session:
@@ -43,7 +44,7 @@ class Session:
     @property
     def conversation(self) -> Conversation:
         """The turns so far."""
-        return _conversation(self._exchanges)
+        return _conversation(self._exchanges, labeled=self._engine.labels_images)
 
     def add_image(self, image: ImageInput) -> None:
         """Add an image to the next question.
@@ -133,7 +134,8 @@ class Session:
     def _request(self, exchanges: Sequence[_Exchange]) -> Request:
         """Return the request for the answer to the last question."""
         images = [image for exchange in exchanges for _, image in exchange.images]
-        return Request(self._engine.build_prompt(_conversation(exchanges), images), self._sampling)
+        conversation = _conversation(exchanges, labeled=self._engine.labels_images)
+        return Request(self._engine.build_prompt(conversation, images), self._sampling)
 
     def _num_missing_tokens(self, exchanges: Sequence[_Exchange]) -> int:
         """Return by how many tokens the conversation and its longest answer exceed the model's context."""
@@ -143,22 +145,18 @@ class Session:
         return len(self._request(exchanges).prompt.ids) + self._sampling.max_new_tokens - limit
 
 
-def _conversation(exchanges: Sequence[_Exchange]) -> Conversation:
+def _conversation(exchanges: Sequence[_Exchange], *, labeled: bool) -> Conversation:
     """Return exchanges as turns; the last question may be without an answer."""
     turns: list[Turn] = []
     for exchange in exchanges:
-        turns.append(exchange.user_turn)
+        turns.append(exchange.user_turn(labeled=labeled))
         if exchange.answer:
             turns.append(Turn("assistant", (exchange.answer,)))
     return Conversation("chat", tuple(turns))
 
 
-def user_turn(question: str, images: Sequence[ImageRef]) -> Turn:
-    """Return a turn with images before a question; several are labeled with letters, as in the training data."""
-    match images:
-        case []:
-            return Turn("user", (question,))
-        case [image]:
-            return Turn("user", (image, f"\n{question}"))
-        case _:
-            return Turn("user", (*label_images(images), question))
+def user_turn(question: str, images: Sequence[ImageRef], *, labeled: bool = True) -> Turn:
+    """Return a turn with images before a question; several are labeled with letters where the model's data had them."""
+    if labeled and len(images) > 1:
+        return Turn("user", (*label_images(images), question))
+    return Turn("user", (*images, f"\n{question}") if images else (question,))

@@ -187,6 +187,11 @@ class Engine(AbstractContextManager["Engine"]):
         """Maximum tokens of prompt and answer together; None if the model states no limit."""
         return self._assistant.model.context_length
 
+    @property
+    def labels_images(self) -> bool:
+        """If several images before a question have letters."""
+        return self._prompt_builder.labels_images
+
     def prepare_image(self, image: Image.Image, *, several: bool | None = None) -> ProcessedImage:
         """Preprocess a decoded RGB image; `several` is as for `process_image`. Thread-safe."""
         return process_image(image, self._assistant.processor, several=several)

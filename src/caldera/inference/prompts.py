@@ -130,6 +130,11 @@ class PromptBuilder:
         """Text that ends an answer, where the template has no end token."""
         return () if self._template.stop is None else (self._template.stop,)
 
+    @property
+    def labels_images(self) -> bool:
+        """If several images before a question have letters."""
+        return self._template.labels_images
+
     def from_files(self, conversation: Conversation, folder: Path = Path()) -> FilePrompt:
         """Build a prompt from a conversation that ends with the user; image paths are relative to `folder`.
 

@@ -129,6 +129,11 @@ class Template:
         return self.training or self
 
     @property
+    def labels_images(self) -> bool:
+        """If chats put letters before several images, as caldera's own data does; LLaVA's code shows them alone."""
+        return self.segmentation in ("supervised", "legacy")
+
+    @property
     def end_token(self) -> str | None:
         """The special token that ends an answer, unless it is the tokenizer's own end token."""
         return self.answer_suffix if self.answer_suffix in self.tokens else None

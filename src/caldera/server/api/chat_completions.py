@@ -72,7 +72,9 @@ async def _build_requests(
     service: Service, engine: Engine, request: ChatRequest, context: RequestContext
 ) -> list[Request]:
     """Load the images and build the prompt; return one request to the engine for each choice."""
-    conversation, urls = to_conversation(request, service.config.limits.images)
+    conversation, urls = to_conversation(
+        request, service.config.limits.images, labeled=engine.labels_images
+    )
     context.log_fields["images"] = len(urls)
     if sum(len(turn.text) for turn in conversation.turns) > MAX_TEXT:
         raise bad_request(

@@ -16,7 +16,9 @@ from caldera.server.api.schemas import (
 )
 
 
-def to_conversation(request: ChatRequest, max_images: int) -> tuple[Conversation, list[str]]:
+def to_conversation(
+    request: ChatRequest, max_images: int, *, labeled: bool = True
+) -> tuple[Conversation, list[str]]:
     """Return the conversation, whose images are named by their index, and the images' URLs.
 
     Raises:
@@ -42,7 +44,7 @@ def to_conversation(request: ChatRequest, max_images: int) -> tuple[Conversation
             f"At most {max_images} image(s) may be provided in one prompt.", "messages"
         )
     try:
-        return join_messages(messages), urls
+        return join_messages(messages, labeled=labeled), urls
     except UsageError as error:
         raise bad_request(f"messages: {error}", "messages") from None
 

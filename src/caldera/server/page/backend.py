@@ -144,7 +144,8 @@ class PageBackend:
         streams = None
         try:
             engine = self.models[model].engine()
-            request = await self._request(engine, conversation_of(model, payload), options)
+            view = conversation_of(model, payload, labeled=engine.labels_images)
+            request = await self._request(engine, view, options)
             streams = AsyncAnswerStreams(engine, [request])
             question.streams.append(streams)
             if question.stopped:
@@ -235,8 +236,9 @@ class PageBackend:
         try:
             if not isinstance(model, int) or model not in range(len(self.models)):
                 raise bad_request("there is no such model on this page")
-            view = conversation_of(model, parse_payload(fields.get("conversation")))
+            conversation = parse_payload(fields.get("conversation"))
             engine = self.models[model].engine()
+            view = conversation_of(model, conversation, labeled=engine.labels_images)
             images = await self._load_images(view, engine)
             return await asyncio.to_thread(_attention_payload, engine, view, images)
         except ApiError as error:

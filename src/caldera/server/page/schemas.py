@@ -70,7 +70,7 @@ def parse_payload(payload: object) -> ConversationPayload:
         raise bad_request(f"{field} is not valid; reload the page") from None
 
 
-def conversation_of(model: int, payload: ConversationPayload) -> ModelView:
+def conversation_of(model: int, payload: ConversationPayload, *, labeled: bool = True) -> ModelView:
     """Return the conversation with the model of an index.
 
     A question that the model did not answer is omitted, and its images are put before the next question.
@@ -86,12 +86,14 @@ def conversation_of(model: int, payload: ConversationPayload) -> ModelView:
         for turn in earlier:
             images += _add_images(turn.images, urls)
             if (answer := _answer(model, turn)) and turn.question.strip():
-                turns += user_turn(turn.question, images), Turn("assistant", (answer,))
+                question = user_turn(turn.question, images, labeled=labeled)
+                turns += question, Turn("assistant", (answer,))
                 images = []
         images += _add_images(last.images, urls)
         if not last.question.strip():
             raise bad_request("the question is empty; enter a question", code="empty_question")
-        conversation = Conversation("chat", (*turns, user_turn(last.question, images)))
+        question = user_turn(last.question, images, labeled=labeled)
+        conversation = Conversation("chat", (*turns, question))
     except (ConversationError, UsageError) as error:
         raise bad_request(str(error)) from None
     return ModelView(conversation, tuple(urls), _answer(model, last))
