@@ -131,7 +131,7 @@ def test_a_trained_folder_survives_export_and_import(
 
     assert any("not a SentencePiece model" in note for note in notes)
     exported = tmp_path / "original"
-    run_import(tmp_path / "again", source=exported, vision=exported / "vision_tower")
+    run_import(tmp_path / "again", source=exported)
     loaded = load_model_folder(tmp_path / "again")
     assert loaded.tokenizer.get_vocab() == assistant.tokenizer.get_vocab()
     state = assistant.model.state_dict()
@@ -158,7 +158,7 @@ def test_every_kind_survives_export_and_import(
     save_model_folder(tmp_path / "caldera", before)
     exported = tmp_path / "llava"
     export_original(tmp_path / "caldera", exported)
-    run_import(tmp_path / "again", source=exported, vision=exported / "vision_tower")
+    run_import(tmp_path / "again", source=exported)
 
     after = load_model_folder(tmp_path / "again")
     ignored: dict[str, Any] = {"source_digests": {}}

@@ -27,7 +27,6 @@ from caldera.formats.importing.import_model import open_source
 from caldera.formats.importing.request import ImportRequest
 from caldera.formats.model_folder import with_weights
 from caldera.formats.original.config import conversation_mode
-from caldera.formats.original.export import TOWER
 from caldera.formats.tokenizer import vocab_size_without_image
 from caldera.images.decoding import open_image
 from caldera.images.processor import ImageProcessor
@@ -45,13 +44,7 @@ class ImportedAgain(Caldera):
 
     def __init__(self, folder: Path, assistant: LlavaBundle) -> None:
         """Import `folder`, the export of `assistant`, into memory."""
-        tower = folder / TOWER
-        request = ImportRequest(
-            source=folder,
-            template=assistant.card.template,
-            vision=tower if tower.is_dir() else None,
-        )
-        source = open_source(request)
+        source = open_source(ImportRequest(source=folder, template=assistant.card.template))
         super().__init__(with_weights(source.assistant, source.weights, torch.float32))
         self.vocab_size = vocab_size_without_image(assistant.tokenizer)
         self.notes = (

@@ -24,6 +24,7 @@ from caldera.formats.config import (
 )
 from caldera.formats.image_processor import load_processor
 from caldera.formats.original.config import (
+    TOWER_FOLDER,
     OriginalSettings,
     known_tower,
     tower_difference,
@@ -221,7 +222,7 @@ def resolve_vision_tower(
     LLaVA's own code uses a folder's tower only if its config has the mark of a trained one.
 
     Args:
-        folder: Path for messages.
+        folder: The original folder; the tower of an export of caldera is in it.
         settings: Settings of its config.
         weights: Weights of the folder, by llava-hf's names.
         vision: A folder of the tower that the config names by its hub name.
@@ -230,6 +231,9 @@ def resolve_vision_tower(
         ModelFormatError: `vision` holds another tower.
         UsageError: `vision` is needed but not given.
     """
+    inner = folder / TOWER_FOLDER
+    if vision is None and Path(settings.tower).name == TOWER_FOLDER and inner.is_dir():
+        vision = inner
     tower = _find_tower(folder, settings, weights, vision)
     if tower.config.model_type != "siglip_vision_model":
         return tower

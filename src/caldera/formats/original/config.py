@@ -15,6 +15,9 @@ from caldera.images.processor import MAX_TILES, ImageProcessor
 from caldera.model.projector import PROJECTORS
 from caldera.templates.template import find_template
 
+TOWER_FOLDER = "vision_tower"
+"""Folder, in an export, of a vision tower that has no name on the hub."""
+
 LANGUAGE_TYPES = {
     "llava": "llama",
     "llava_llama": "llama",

@@ -9,7 +9,13 @@ from PIL import Image
 from caldera.errors import UsageError
 from caldera.files.atomic import atomic_folder, write_json
 from caldera.formats.open_model import open_model
-from caldera.formats.original.config import LLAVA_CLASSES, conversation_mode, hub_name, known_tower
+from caldera.formats.original.config import (
+    LLAVA_CLASSES,
+    TOWER_FOLDER,
+    conversation_mode,
+    hub_name,
+    known_tower,
+)
 from caldera.formats.original.tokenizer import write_tokenizer
 from caldera.formats.safetensors_files import LazyWeight, write_weights
 from caldera.formats.tokenizer import vocab_size_without_image
@@ -23,9 +29,6 @@ from caldera.formats.weight_names import (
     to_original,
 )
 from caldera.model.bundle import LlavaBundle, eos_token_ids
-
-TOWER = "vision_tower"
-"""Folder of a vision tower that has no name on the hub."""
 
 _ROPE_TYPES = {"llama": ("default", "linear", "dynamic"), "mistral": ("default",)}
 """Types of position embeddings in transformers 4.37, by language model."""
@@ -198,7 +201,7 @@ def _write_tower(
     hub_tower = known_tower(name) if name else None
     if name and hub_tower and hub_tower[1] == processor:
         return name, ()
-    folder = fresh / TOWER
+    folder = fresh / TOWER_FOLDER
     folder.mkdir()
     tower = select_part(weights, VISION)
     settings = {**public_settings(config), "architectures": ["CLIPVisionModel"]}
@@ -206,7 +209,7 @@ def _write_tower(
     write_json(folder / "config.json", _without_later_settings(settings))
     write_weights(folder, {f"vision_model.{name}": weight for name, weight in tower.items()})
     to_image_processor(processor).save_pretrained(folder)
-    path = str(out.absolute() / TOWER)
+    path = str(out.absolute() / TOWER_FOLDER)
     return path, (
         f"its config names the vision tower by its path, {path}: change mm_vision_tower when the folder moves",
     )
