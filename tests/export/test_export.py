@@ -75,6 +75,13 @@ def test_options_that_a_format_does_not_use_are_rejected(
     assert not (tmp_path / "out").exists()
 
 
+def test_options_of_another_implementation_are_rejected(tmp_path: Path) -> None:
+    """No folder is named that is not compared."""
+    config = ParityConfig(folder=tmp_path, against="transformers", original=tmp_path)
+    with pytest.raises(UsageError, match="--original is not used with --against transformers"):
+        compare_model(config, NoProgress())
+
+
 def test_an_unusable_image_stops_the_export_before_anything_is_written(
     tmp_path: Path, assistant: LlavaBundle
 ) -> None:

@@ -202,6 +202,17 @@ def compare_model(config: ParityConfig, progress: Progress) -> Parity:
     """
     if config.against not in PARITY_BACKENDS:
         raise UnknownNameError("implementation", config.against, PARITY_BACKENDS)
+    options = {
+        "--gguf": (config.gguf, "gguf"),
+        "--fix-class-token": (config.fix_class_token, "gguf"),
+        "--original": (config.original, "original"),
+        "--python": (config.python, "original"),
+    }
+    for option, (value, backend) in options.items():
+        if value and backend != config.against:
+            raise UsageError(
+                f"{option} is not used with --against {config.against}; remove it, or compare --against {backend}"
+            )
     if config.against == "gguf":
         require_llama_cpp("comparing with GGUF files")
     if config.images:
