@@ -14,8 +14,8 @@ from caldera.annotations.english import join_with_and, number_word
 from caldera.conversation import Conversation, ImageRef
 from caldera.scenes.captions import captions_of, object_phrase
 from caldera.scenes.scene import BACKGROUNDS, OBJECT_KINDS, ObjectGroup, Scene
-from caldera.templates.rendering import move_image_first
-from caldera.templates.template import VICUNA_SYSTEM
+from caldera.templates.registry import VICUNA_SYSTEM
+from caldera.templates.template import move_image_first
 
 _WORD_DROPOUT = 0.1
 """Fraction of words that are dropped from a cell, as a patch may not show them."""

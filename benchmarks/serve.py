@@ -39,7 +39,7 @@ from caldera.formats.model_folder import load_model_folder
 from caldera.inference.engine import Engine, EngineConfig, Request, SamplingParams
 from caldera.inference.packed_linear import Quantization
 from caldera.inference.prompts import Prompt, PromptBuilder, process_image
-from caldera.templates.template import VICUNA_SYSTEM
+from caldera.templates.registry import VICUNA_SYSTEM
 
 SIDES = ("transformers", "caldera", "caldera int8", "llama.cpp f16", "llama.cpp q8_0")
 CONCURRENT = (1, 2, 4, 8, 16)

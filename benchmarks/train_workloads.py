@@ -27,7 +27,7 @@ from caldera.formats.assemble import assemble
 from caldera.formats.model_folder import save_model_folder
 from caldera.model.bundle import LlavaBundle
 from caldera.scenes.backbones import find_backbone
-from caldera.templates.template import find_template
+from caldera.templates.registry import find_template
 from caldera.training.hyperparameters import FINETUNE, PRETRAIN, Stage
 
 

@@ -24,7 +24,7 @@ from trl import SFTConfig, SFTTrainer
 
 from caldera.conversation import Conversation, ImageRef
 from caldera.templates.jinja import chat_template
-from caldera.templates.template import find_template
+from caldera.templates.registry import find_template
 
 _WARMUP_STEPS = 2
 """Steps before the measurement."""

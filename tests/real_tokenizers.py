@@ -30,7 +30,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.tokenization_utils_base import generate_merges
 
 from caldera.conversation import IMAGE_PLACEHOLDER
-from caldera.templates.template import TEMPLATES
+from caldera.templates.registry import TEMPLATES
 
 LOW_LINE = "\u2581"
 """SentencePiece's replacement of a space, which it does not distinguish from a space."""

@@ -114,7 +114,7 @@ DATA = {
     "src/caldera/evaluation/judging/": "judge prompts are LLaVA's and Vicuna's own",
     "src/caldera/evaluation/vqa_accuracy.py": "contractions are the official evaluator's own",
     "src/caldera/export/parity/sample_images.py": "questions are model input",
-    "src/caldera/templates/template.py": "system texts are those of the released models",
+    "src/caldera/templates/registry.py": "system texts are those of the released models",
     "backbones/": "texts of the corpus are training data",
 }
 """Files whose string literals are data; their docstrings, comments and raised messages are checked all the same."""

@@ -27,7 +27,7 @@ from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.formats.onevision_processor import VIDEO_TOKEN, LlavaOnevisionProcessor
 from caldera.images.anyres import ONEVISION_GRIDS, grid_pinpoints
 from caldera.images.decoding import open_image
-from caldera.templates.template import VICUNA_SYSTEM
+from caldera.templates.registry import VICUNA_SYSTEM
 from tests.tiny_languages import WIDTHS
 
 SIDE, PATCHES_PER_SIDE = 17, 3

@@ -21,8 +21,8 @@ from caldera.conversation import IMAGE_PLACEHOLDER, Conversation, ImageRef, Turn
 from caldera.scenes.captions import captions_of, object_phrase
 from caldera.scenes.drawing import glyph_shapes
 from caldera.scenes.scene import BACKGROUNDS, COLORS, OBJECT_KINDS, Scene, sample_scene
-from caldera.templates.rendering import BoundaryToken, ImageSlot, TextSpan
-from caldera.templates.template import find_template
+from caldera.templates.registry import find_template
+from caldera.templates.template import BoundaryToken, ImageSlot, TextSpan
 
 END = "</s>"
 NUMBERS = ("one", "two", "three", "four", "five")

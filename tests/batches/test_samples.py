@@ -24,7 +24,7 @@ from caldera.files.skipped_items import SkippedItems
 from caldera.inference.prompts import PromptBuilder
 from caldera.model.bundle import LlavaBundle
 from caldera.progress import NoProgress
-from caldera.templates.template import find_template
+from caldera.templates.registry import find_template
 
 MISSING = ("nowhere.png", "x" * 300 + ".png")
 """Names of images that do not exist; no file system accepts the second."""

@@ -13,7 +13,7 @@ from caldera.formats.model_folder import save_model_folder
 from caldera.formats.model_paths import identify
 from caldera.model.bundle import LlavaBundle
 from caldera.templates.jinja import chat_template
-from caldera.templates.template import TEMPLATES
+from caldera.templates.registry import TEMPLATES
 from tests.cli.conftest import CommandResult
 from tests.formats.conftest import write_llava_hf
 

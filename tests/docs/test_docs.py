@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from caldera.cli import app
 from caldera.conversation import json_schema, read_conversations
 from caldera.errors import ConversationError
-from caldera.templates.template import TEMPLATES
+from caldera.templates.registry import TEMPLATES
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])

@@ -21,7 +21,8 @@ from typer.main import get_command
 from caldera.cli import app
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.recipes.describe import markdown
-from caldera.templates.rendering import (
+from caldera.templates.registry import TEMPLATES
+from caldera.templates.template import (
     END,
     BoundaryToken,
     ImageSlot,
@@ -29,7 +30,6 @@ from caldera.templates.rendering import (
     Template,
     TextSpan,
 )
-from caldera.templates.template import TEMPLATES
 from tests.test_layout import ORDER
 
 ROOT = Path(__file__).parents[2]

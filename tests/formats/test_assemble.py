@@ -18,7 +18,7 @@ from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.formats.assemble import add_special_tokens, assemble
 from caldera.formats.model_folder import load_model_folder, save_model_folder
 from caldera.templates.encoding import IGNORE_INDEX, encode
-from caldera.templates.template import TEMPLATES, find_template
+from caldera.templates.registry import TEMPLATES, find_template
 from caldera.templates.tokenization import context_tokenizer
 from tests.real_tokenizers import TOKENIZERS
 

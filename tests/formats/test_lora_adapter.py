@@ -25,7 +25,7 @@ from caldera.model.lora import (
     target_layers,
 )
 from caldera.model.lora_config import LoraConfig
-from caldera.templates.template import find_template
+from caldera.templates.registry import find_template
 from caldera.training.parameters import set_trainable
 
 pytestmark = pytest.mark.filterwarnings(

@@ -33,7 +33,7 @@ from caldera.formats.weight_names import load_into
 from caldera.images.anyres import SINGLE_VIEW, ImageAspect
 from caldera.model.bundle import LlavaBundle
 from caldera.templates.encoding import encode
-from caldera.templates.template import VICUNA_SYSTEM, find_template
+from caldera.templates.registry import VICUNA_SYSTEM, find_template
 
 WIDTHS: dict[str, Any] = {
     "hidden_size": 12,

@@ -11,7 +11,7 @@ from caldera.errors import ModelFormatError
 from caldera.formats.model_folder import load_model_folder
 from caldera.formats.open_model import load_model
 from caldera.templates.jinja import chat_template
-from caldera.templates.template import TEMPLATES
+from caldera.templates.registry import TEMPLATES
 from tests.formats.conftest import run_import
 
 VICUNA = chat_template(TEMPLATES["vicuna_v1"], starts=True)

@@ -38,7 +38,7 @@ from caldera.formats.model_folder import save_model_folder
 from caldera.images.anyres import ONEVISION_GRIDS, grid_pinpoints
 from caldera.inference.prompts import PromptBuilder
 from caldera.model.bundle import LlavaBundle
-from caldera.templates.template import TEMPLATES
+from caldera.templates.registry import TEMPLATES
 from tests.real_tokenizers import TOKENIZERS, make_tokenizer
 from tests.tiny_languages import LANGUAGES, WIDTHS
 

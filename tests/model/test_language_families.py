@@ -18,7 +18,7 @@ from caldera.formats.assemble import assemble
 from caldera.formats.model_folder import load_model_folder, save_model_folder
 from caldera.images.anyres import ASPECTS, ImageAspect
 from caldera.inference.sampling import SamplingParams
-from caldera.templates.template import find_template
+from caldera.templates.registry import find_template
 from caldera.training.step import training_step
 from tests.engine_answers import generate
 from tests.laying import batch_of

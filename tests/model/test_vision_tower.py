@@ -43,7 +43,7 @@ from caldera.formats.image_processor import load_processor
 from caldera.formats.model_folder import load_model_folder, save_model_folder
 from caldera.inference.sampling import SamplingParams
 from caldera.model.bundle import LlavaBundle
-from caldera.templates.template import VICUNA_SYSTEM, find_template
+from caldera.templates.registry import VICUNA_SYSTEM, find_template
 from caldera.training.step import training_step
 from tests.engine_answers import generate
 from tests.laying import batch_of

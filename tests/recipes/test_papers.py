@@ -14,7 +14,7 @@ from caldera.recipes.registry import (
     find_scene_recipe,
 )
 from caldera.recipes.towers import HUB_TOWERS
-from caldera.templates.template import TEMPLATES
+from caldera.templates.registry import TEMPLATES
 
 
 def differences(recipe: Recipe) -> list[str]:

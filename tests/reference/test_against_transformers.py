@@ -43,7 +43,7 @@ from caldera.inference.sampling import SamplingParams
 from caldera.model.bundle import LlavaBundle
 from caldera.progress import NoProgress
 from caldera.templates.encoding import IGNORE_INDEX
-from caldera.templates.template import VICUNA_SYSTEM, find_template
+from caldera.templates.registry import VICUNA_SYSTEM, find_template
 from caldera.training.hyperparameters import FINETUNE, PRETRAIN, Part
 from caldera.training.parameters import set_trainable
 from tests.engine_answers import generate_ids

@@ -6,7 +6,7 @@ from jinja2 import Environment
 from caldera.templates.detection import detect_template
 from caldera.templates.jinja import chat_template
 from caldera.templates.jinja_subset import UnreadableTemplateError, render
-from caldera.templates.template import TEMPLATES
+from caldera.templates.registry import TEMPLATES
 
 RENDERED = [
     name

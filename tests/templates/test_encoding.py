@@ -10,14 +10,14 @@ from transformers import PreTrainedTokenizerFast
 from caldera.conversation import IMAGE_PLACEHOLDER, Conversation, ImageRef, Turn
 from caldera.errors import ConversationError, ModelFormatError
 from caldera.templates.encoding import IGNORE_INDEX, IMAGE_SLOT_ID, EncodedConversation, encode
-from caldera.templates.rendering import (
+from caldera.templates.registry import SPECIAL_TOKENS, TEMPLATES, find_template
+from caldera.templates.template import (
     BoundaryToken,
     ImageSlot,
     SpecialToken,
     Template,
     TextSpan,
 )
-from caldera.templates.template import SPECIAL_TOKENS, TEMPLATES, find_template
 from caldera.templates.tokenization import context_tokenizer, start_ids
 from tests.real_tokenizers import LOW_LINE, TOKENIZERS, make_tokenizer
 

@@ -12,8 +12,8 @@ from caldera.formats.model_folder import save_model_folder
 from caldera.model.bundle import LlavaBundle
 from caldera.templates.encoding import IMAGE_SLOT_ID, encode
 from caldera.templates.jinja import chat_template, spaces_images
-from caldera.templates.rendering import Template
-from caldera.templates.template import TEMPLATES, find_template
+from caldera.templates.registry import TEMPLATES, find_template
+from caldera.templates.template import Template
 from caldera.templates.tokenization import start_ids
 from tests.real_tokenizers import TOKENIZERS, make_tokenizer
 

@@ -13,7 +13,7 @@ from caldera.conversation import IMAGE_PLACEHOLDER, from_record
 from caldera.formats.sentencepiece_model import read_model
 from caldera.formats.tokenizer import load_tokenizer
 from caldera.templates.encoding import IGNORE_INDEX, IMAGE_SLOT_ID, EncodedConversation, encode
-from caldera.templates.template import HUMAN_SYSTEM, find_template
+from caldera.templates.registry import HUMAN_SYSTEM, find_template
 from tests.conftest import THIRD_PARTY
 
 FOLDER = THIRD_PARTY / "original_llava"

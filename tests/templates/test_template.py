@@ -6,14 +6,14 @@ import pytest
 
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import ConversationError, UnknownNameError
-from caldera.templates.rendering import (
+from caldera.templates.registry import TEMPLATES, VICUNA_SYSTEM, find_template
+from caldera.templates.template import (
     BoundaryToken,
     ImageSlot,
     SpecialToken,
     Template,
     TextSpan,
 )
-from caldera.templates.template import TEMPLATES, VICUNA_SYSTEM, find_template
 
 HUMAN = (
     "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed, "

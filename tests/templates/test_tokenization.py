@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from caldera.conversation import IMAGE_PLACEHOLDER, Conversation, ImageRef, Turn
 from caldera.templates.encoding import IMAGE_SLOT_ID, encode
-from caldera.templates.template import HUMAN_SYSTEM, VICUNA_SYSTEM, VISION_SYSTEM, find_template
+from caldera.templates.registry import HUMAN_SYSTEM, VICUNA_SYSTEM, VISION_SYSTEM, find_template
 from caldera.templates.tokenization import context_tokenizer, start_ids
 from tests.real_tokenizers import LOW_LINE, make_tokenizer, sentencepiece
 

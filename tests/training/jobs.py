@@ -12,7 +12,7 @@ from caldera.files.skipped_items import SkippedItems
 from caldera.model.bundle import LlavaBundle
 from caldera.model.lora_config import LoraConfig
 from caldera.progress import NoProgress
-from caldera.templates.template import find_template
+from caldera.templates.registry import find_template
 from caldera.training.hyperparameters import FINETUNE, FINETUNE_LORA, PRETRAIN, Stage
 from caldera.training.job import TrainingData, TrainingJob
 from caldera.training.metrics_log import read_metrics

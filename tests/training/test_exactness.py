@@ -22,7 +22,7 @@ from caldera.model.lora import add_lora, linear_layers
 from caldera.model.lora_config import LoraConfig
 from caldera.progress import NoProgress
 from caldera.templates.encoding import IGNORE_INDEX
-from caldera.templates.template import find_template
+from caldera.templates.registry import find_template
 from caldera.training.hyperparameters import FINETUNE, PRETRAIN, Part, Stage
 from caldera.training.job import cached_tower_features
 from caldera.training.parameters import build_optimizer, set_trainable

@@ -20,7 +20,7 @@ from caldera.formats.assemble import assemble
 from caldera.formats.model_folder import load_model_folder
 from caldera.formats.tokenizer import added_token_ids
 from caldera.model.bundle import LlavaBundle
-from caldera.templates.template import find_template
+from caldera.templates.registry import find_template
 from caldera.templates.tokenization import context_tokenizer
 from caldera.training.hyperparameters import FINETUNE, Part, Stage
 from caldera.training.job import TrainingData, TrainingJob

@@ -12,7 +12,7 @@ from caldera.files.atomic import file_exists
 from caldera.files.skipped_items import SkippedItems
 from caldera.images.anyres import TileLayout
 from caldera.templates.encoding import encode
-from caldera.templates.rendering import Template
+from caldera.templates.template import Template
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,8 +27,8 @@ from caldera.model.bundle import LlavaBundle, ModelMetadata
 from caldera.model.llava import Llava, check_logits_match
 from caldera.model.projector import add_image_newline, build_projector
 from caldera.model.vision_tower import FeatureSelect, VisionTower
-from caldera.templates.rendering import Template
-from caldera.templates.template import find_template
+from caldera.templates.registry import find_template
+from caldera.templates.template import Template
 from caldera.templates.tokenization import context_tokenizer
 
 CONTRASTIVE_MODELS: dict[str, type[PreTrainedModel]] = {

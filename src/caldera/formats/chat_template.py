@@ -10,7 +10,7 @@ from caldera.errors import ModelFormatError
 from caldera.formats.config import read_json
 from caldera.templates.detection import DetectedTemplate, detect_template
 from caldera.templates.jinja import chat_template, spaces_images
-from caldera.templates.template import TEMPLATES, find_template
+from caldera.templates.registry import TEMPLATES, find_template
 from caldera.templates.tokenization import start_ids
 
 _JSON_FILES = ("chat_template.json", "processor_config.json", "tokenizer_config.json")

@@ -37,7 +37,7 @@ from caldera.model.lora import (
     merge_lora_layers,
 )
 from caldera.model.lora_config import LoraConfig
-from caldera.templates.template import find_template
+from caldera.templates.registry import find_template
 
 WEIGHTS, ADAPTER_METADATA_FILE = "adapter_model.safetensors", "caldera_adapter.json"
 

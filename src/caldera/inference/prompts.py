@@ -22,7 +22,7 @@ from caldera.inference.sampling import SamplingParams
 from caldera.model.bundle import LlavaBundle
 from caldera.templates.encoding import IGNORE_INDEX, EncodedConversation, encode
 from caldera.templates.inspection import segments
-from caldera.templates.template import find_template
+from caldera.templates.registry import find_template
 
 
 @dataclass(frozen=True, slots=True, eq=False)

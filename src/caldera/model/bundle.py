@@ -12,7 +12,7 @@ from caldera.images.anyres import ImageAspect, Size, TileLayout
 from caldera.images.processor import ImageProcessor
 from caldera.model.llava import Llava
 from caldera.model.vision_tower import FeatureSelect
-from caldera.templates.template import find_template
+from caldera.templates.registry import find_template
 
 
 class ModelMetadata(BaseModel):

@@ -12,7 +12,7 @@ from caldera.model.bundle import LlavaBundle
 from caldera.scenes.backbones import find_backbone
 from caldera.templates.encoding import encode
 from caldera.templates.inspection import Segment, TokenInfo, segments, tokens
-from caldera.templates.template import find_template
+from caldera.templates.registry import find_template
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Detection of the template that a model's own chat template equals, by rendering conversations with both."""
+"""Detection of the template that a model's own chat template equals: both render the same conversations."""
 
 import difflib
 from dataclasses import dataclass
@@ -6,14 +6,14 @@ from typing import Any
 
 from caldera.conversation import IMAGE_PLACEHOLDER, Conversation, ImageRef, Turn
 from caldera.templates.jinja_subset import UnreadableTemplateError, render
-from caldera.templates.rendering import (
+from caldera.templates.registry import TEMPLATES
+from caldera.templates.template import (
     BoundaryToken,
     ImageSlot,
     SpecialToken,
     Template,
     TextSpan,
 )
-from caldera.templates.template import TEMPLATES
 
 _QUESTION = Turn("user", (ImageRef("image"), "\nWhat is it?"))
 _REST = (Turn("assistant", ("A red bus.",)), Turn("user", ("Where is it going to?",)))

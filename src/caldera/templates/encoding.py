@@ -16,7 +16,8 @@ from typing import Literal
 from transformers import PreTrainedTokenizerFast
 
 from caldera.errors import ModelFormatError
-from caldera.templates.rendering import (
+from caldera.templates.registry import TEMPLATES
+from caldera.templates.template import (
     BoundaryToken,
     ImageSlot,
     Segmentation,
@@ -24,7 +25,6 @@ from caldera.templates.rendering import (
     SpecialToken,
     TextSpan,
 )
-from caldera.templates.template import TEMPLATES
 from caldera.templates.tokenization import ContextTokenizer, TextPosition, context_tokenizer
 
 IGNORE_INDEX = -100

@@ -5,7 +5,7 @@ It is generated from the template's own texts, so the two cannot drift apart. ca
 
 from transformers import PreTrainedTokenizerFast
 
-from caldera.templates.rendering import BoundaryToken, SpecialToken, Template, TextSpan
+from caldera.templates.template import BoundaryToken, SpecialToken, Template, TextSpan
 from caldera.templates.tokenization import context_tokenizer
 
 _USER = (

@@ -1,245 +1,220 @@
-"""Chat templates by exact name: the formats of language models, and their variants as LLaVA's own code trained them."""
+"""Render a Conversation as spans of text and tokens, each supervised or not.
 
-from dataclasses import replace
+A conversation that ends with a question ends with the prefix of the answer, so the same code writes the prompts of
+training and of inference. Where LLaVA's own code trains another text than it asks, `Template.for_training` differs.
+"""
 
-from caldera.errors import UnknownNameError
-from caldera.templates.rendering import END, START, Segmentation, Template
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
 
-VICUNA_SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
-)
-HUMAN_SYSTEM = VICUNA_SYSTEM.replace("user", "human")
-VISION_SYSTEM = (
-    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
-    "provides, and assist the user with a variety of tasks using natural language."
-)
-LLAMA_2_SYSTEM = (
-    "You are a helpful, respectful and honest assistant. Always answer as helpfully as possible, while being safe.  "
-    "Your answers should not include any harmful, unethical, racist, sexist, toxic, dangerous, or illegal content. "
-    "Please ensure that your responses are socially unbiased and positive in nature.\n\n"
-    "If a question does not make any sense, or is not factually coherent, explain why instead of answering something "
-    "not correct. If you don't know the answer to a question, please don't share false information."
-)
-MPT_SYSTEM = (
-    "A conversation between a user and an LLM-based AI assistant. "
-    "The assistant gives helpful and honest answers."
-)
+from caldera.conversation import Conversation, ImageRef, Turn
+from caldera.errors import ConversationError
 
-_PLAIN = Template(
-    name="plain",
-    models="stage 1: any",
-    answer_suffix="\n",
-    stop="\n",
-    caption_only=True,
-)
-_V0 = Template(
-    name="v0",
-    models="LLaVA v0, Vicuna v0",
-    prefix=f"{HUMAN_SYSTEM}###Human: ",
-    before_answer="###Assistant:",
-    answer_prefix=" ",
-    answer_suffix="###",
-    before_question="Human: ",
-    stop="###",
-)
-_VICUNA = Template(
-    name="vicuna_v1",
-    models="LLaVA-1.5, Vicuna v1.1 to v1.5",
-    prefix=f"{VICUNA_SYSTEM} USER: ",
-    before_answer=" ASSISTANT:",
-    answer_prefix=" ",
-    before_question="USER: ",
-)
-_LLAVA_V1 = replace(
-    _VICUNA, name="llava_v1", models="LLaVA v1, LLaVA-NeXT Vicuna", prefix=f"{HUMAN_SYSTEM} USER: "
-)
-_LLAMA_2 = Template(
-    name="llava_llama_2",
-    models="LLaVA on LLaMA-2-chat",
-    prefix=f"[INST] <<SYS>>\n{VISION_SYSTEM}\n<</SYS>>\n\n",
-    before_answer=" [/INST]",
-    answer_prefix=" ",
-    answer_suffix=f" {END}",
-    before_question=f"{START}[INST] ",
-    tokens_or_text=("[INST]", "[/INST]"),
-)
-_CHATML = Template(
-    name="mpt",
-    models="LLaVA on MPT-chat",
-    prefix=f"<|im_start|>system\n{MPT_SYSTEM}<|im_end|><|im_start|>user\n",
-    before_answer="<|im_end|><|im_start|>assistant\n",
-    answer_suffix="<|im_end|>",
-    before_question="<|im_start|>user\n",
-    tokens=("<|im_start|>", "<|im_end|>"),
-)
-_LLAMA_2_CHAT = replace(_LLAMA_2, name="llama_2", models="LLaMA-2-chat", prefix="[INST] ")
-_MISTRAL = replace(
-    _LLAMA_2_CHAT,
-    name="mistral_instruct",
-    models="LLaVA-NeXT Mistral, Mistral-Instruct",
-    before_question="[INST] ",
-)
-_CHATML_DIRECT = replace(
-    _CHATML,
-    name="chatml_direct",
-    models="LLaVA-NeXT 34B, Nous-Hermes-2-Yi",
-    prefix="<|im_start|>system\nAnswer the questions.<|im_end|><|im_start|>user\n",
-)
-_QWEN = replace(
-    _CHATML,
-    name="qwen",
-    models="Qwen2, Qwen2.5, Qwen3",
-    prefix="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",
-    before_answer="<|im_end|>\n<|im_start|>assistant\n",
-    before_question="\n<|im_start|>user\n",
-)
-_LLAMA_3 = Template(
-    name="llama_3",
-    models="LLaMA-3-Instruct",
-    prefix=f"<|start_header_id|>system<|end_header_id|>\n\n{VISION_SYSTEM}<|eot_id|>"
-    "<|start_header_id|>user<|end_header_id|>\n\n",
-    before_answer="<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
-    answer_suffix="<|eot_id|>",
-    before_question="<|start_header_id|>user<|end_header_id|>\n\n",
-    tokens=("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
-)
-_GEMMA = Template(
-    name="gemma",
-    models="Gemma, Gemma 2, Gemma 3",
-    prefix="<start_of_turn>user\n",
-    before_answer="<end_of_turn>\n<start_of_turn>model\n",
-    answer_suffix="<end_of_turn>",
-    before_question="\n<start_of_turn>user\n",
-    tokens=("<start_of_turn>", "<end_of_turn>"),
-)
-_PHI = Template(
-    name="phi",
-    models="Phi-3",
-    prefix="<|user|>\n",
-    before_answer="<|end|>\n<|assistant|>\n",
-    answer_suffix="<|end|>",
-    before_question="\n<|user|>\n",
-    tokens=("<|user|>", "<|assistant|>", "<|end|>"),
-)
+START, END = "<s>", "</s>"
+"""Spellings, in a template's texts, of the tokenizer's own start and end token."""
+
+OPEN, CLOSE = "[[", "]]"
+"""Marks, in a template's texts, around a part that is supervised."""
+
+Segmentation = Literal["supervised", "legacy", "original", "original_4_31"]
+"""Which texts are tokenized by themselves, and where they begin with SentencePiece's space.
+
+- `supervised`: Supervised and other text apart, with the spaces that the tokenizer puts into the full text.
+- `legacy`: The same, with a space after every special token and image.
+- `original`: As LLaVA's own code: questions and answers together, split only at special tokens and images, with a space
+  after every image; after a special token as the tokenizer does.
+- `original_4_31`: The same with transformers 4.31, which tokenizes a text after a special token with the space of a
+  first text, and removes the space from the tokens.
+"""
 
 
-def _variant(template: Template, segmentation: Segmentation, reproduces: str) -> Template:
-    """Return a template with another segmentation, which its name ends with."""
-    return replace(
-        template,
-        name=f"{template.name}_{segmentation}",
-        segmentation=segmentation,
-        reproduces=reproduces,
-    )
+@dataclass(frozen=True, slots=True)
+class TextSpan:
+    """Plain text: no part of it can become a special token."""
+
+    text: str
+    supervised: bool = False
+    segmentation: Segmentation = "supervised"
+    newlines_supervised: bool = False
+    """Whether a token that is one line end is supervised in any text."""
 
 
-_LLAVA, _LLAVA_15, _LLAVA_NEXT = (
-    "LLaVA c121f04, transformers 4.37.2",
-    "LLaVA 44e0562, transformers 4.31.0",
-    "LLaVA-NeXT df17966, transformers 4.37.2",
-)
+@dataclass(frozen=True, slots=True)
+class BoundaryToken:
+    """The tokenizer's own start or end token."""
 
-_V0_ORIGINAL = _variant(_V0, "original", _LLAVA)
-_QWEN_ORIGINAL = _variant(_QWEN, "original", _LLAVA_NEXT)
-_LLAMA_3_ORIGINAL = replace(_variant(_LLAMA_3, "original", _LLAVA_NEXT), strips_turns=True)
-_GEMMA_ORIGINAL = _variant(_GEMMA, "original", _LLAVA_NEXT)
-
-_ORIGINAL = (
-    *(
-        _variant(template, "original", _LLAVA)
-        for template in (_PLAIN, _VICUNA, _LLAVA_V1, _LLAMA_2, _MISTRAL, _CHATML_DIRECT)
-    ),
-    _variant(_CHATML, "original", f"{_LLAVA_15}; with c121f04, ids only"),
-    replace(
-        _variant(_LLAMA_2_CHAT, "original", _LLAVA),
-        prefix=f"[INST] <<SYS>>\n{LLAMA_2_SYSTEM}\n<</SYS>>\n\n",
-    ),
-    *(_variant(template, "original_4_31", _LLAVA_15) for template in (_VICUNA, _LLAVA_V1)),
-    # The message of a user begins with two supervised tokens, the pieces of ### in LLaMA's vocabulary.
-    replace(
-        _V0_ORIGINAL,
-        training=replace(
-            _V0_ORIGINAL,
-            prefix=f"{HUMAN_SYSTEM}\n\n[[###]] Human: ",
-            before_answer="\n",
-            answer_prefix="### Assistant: ",
-            answer_suffix="\n###",
-            before_question=" Human: ",
-            closing=" ",
-        ),
-    ),
-    replace(
-        _QWEN_ORIGINAL,
-        training=replace(
-            _QWEN_ORIGINAL,
-            keeps_first_image=True,
-            prefix="[[<|im_start|>]]system\nYou are a helpful assistant.[[<|im_end|>]]\n[[<|im_start|>]]user\n",
-            before_answer="[[<|im_end|>]]\n[[<|im_start|>assistant\n]]",
-            answer_suffix="<|im_end|>\n",
-            before_question="[[<|im_start|>]]user\n",
-            newlines_supervised=True,
-        ),
-    ),
-    replace(
-        _LLAMA_3_ORIGINAL,
-        training=replace(
-            _LLAMA_3_ORIGINAL,
-            keeps_first_image=True,
-            prefix=f"[[<|start_header_id|>]]system[[<|end_header_id|>]]\n\n{VISION_SYSTEM}[[<|eot_id|>"
-            "<|start_header_id|>]]user[[<|end_header_id|>]]\n\n",
-            before_answer="[[<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n]]",
-            before_question="[[<|start_header_id|>]]user[[<|end_header_id|>]]\n\n",
-            start_supervised=True,
-        ),
-    ),
-    replace(
-        _GEMMA_ORIGINAL,
-        training=replace(
-            _GEMMA_ORIGINAL,
-            keeps_first_image=True,
-            answer_suffix="<end_of_turn>\n",
-            before_question="<start_of_turn>user\n",
-        ),
-    ),
-)
-_LEGACY = tuple(
-    # LLaVA trains v0 with another text.
-    _variant(
-        template, "legacy", "" if template is _V0 else "LLaVA with a slow tokenizer of legacy=True"
-    )
-    for template in (_PLAIN, _V0, _VICUNA, _LLAVA_V1, _LLAMA_2)
-)
-_STRICT = (
-    _PLAIN,
-    _V0,
-    _VICUNA,
-    _LLAVA_V1,
-    _LLAMA_2,
-    _LLAMA_2_CHAT,
-    _MISTRAL,
-    _CHATML,
-    _CHATML_DIRECT,
-    _QWEN,
-    _LLAMA_3,
-    _GEMMA,
-    _PHI,
-)
-
-TEMPLATES: dict[str, Template] = {
-    template.name: template for template in (*_STRICT, *_ORIGINAL, *_LEGACY)
-}
-
-SPECIAL_TOKENS = frozenset(
-    token
-    for template in TEMPLATES.values()
-    for token in (*template.tokens, *template.tokens_or_text)
-)
-"""Special tokens of all templates; no text may become one of them."""
+    which: Literal["start", "end"]
+    supervised: bool = False
 
 
-def find_template(name: str) -> Template:
-    """Return the template called exactly `name`."""
-    if name not in TEMPLATES:
-        raise UnknownNameError("template", name, TEMPLATES)
-    return TEMPLATES[name]
+@dataclass(frozen=True, slots=True)
+class SpecialToken:
+    """A special token by its exact spelling."""
+
+    spelling: str
+    supervised: bool = False
+    text_fallback: Segmentation | None = None
+    """How a tokenizer without this token encodes it as text; None if it must have the token."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSlot:
+    """The position of an image; it becomes as many tokens as the image has patches."""
+
+    image: ImageRef
+
+
+Span = TextSpan | BoundaryToken | SpecialToken | ImageSlot
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Template:
+    """Conversation format of one family of language models.
+
+    The text is: start token, `prefix`, question, `before_answer`, `answer_prefix`, answer, `answer_suffix`; for each
+    further turn `before_question`, question, `before_answer` and so on; `closing` after the last answer. Supervised are
+    prefix, text and suffix of answers, the closing, and parts of the other texts between OPEN and CLOSE. START and END
+    are the tokenizer's own tokens.
+    """
+
+    name: str
+
+    models: str
+    """Language models that use it."""
+
+    reproduces: str = ""
+    """The code of LLaVA, and the version of transformers, whose ids and labels it gives."""
+
+    prefix: str = ""
+    before_answer: str = ""
+    answer_prefix: str = ""
+    answer_suffix: str = END
+    before_question: str = ""
+    closing: str = ""
+
+    tokens: tuple[str, ...] = ()
+    """Special tokens in these texts, which the tokenizer must have."""
+
+    tokens_or_text: tuple[str, ...] = ()
+    """Special tokens in these texts that are encoded as text if the tokenizer lacks them."""
+
+    stop: str | None = None
+    """Text that ends an answer, if no special token does."""
+
+    caption_only: bool = False
+    """Whether it renders only the images and one caption, without the question."""
+
+    segmentation: Segmentation = "supervised"
+
+    keeps_first_image: bool = False
+    """Whether a turn that starts with its only image stays as it is, as in LLaVA-NeXT."""
+
+    strips_turns: bool = False
+    """Whether white space around a turn is removed."""
+
+    start_supervised: bool = False
+    """Whether the start token is supervised."""
+
+    newlines_supervised: bool = False
+    """Whether a token that is one line end is supervised in any text."""
+
+    training: "Template | None" = None
+    """What training renders instead, where LLaVA's own code trains another text or other labels than it asks."""
+
+    @property
+    def for_training(self) -> "Template":
+        """The template that training renders."""
+        return self.training or self
+
+    @property
+    def labels_images(self) -> bool:
+        """If chats put letters before several images, as caldera's own data does; LLaVA's code shows them alone."""
+        return self.segmentation in ("supervised", "legacy")
+
+    @property
+    def end_token(self) -> str | None:
+        """The special token that ends an answer, unless it is the tokenizer's own end token."""
+        return self.answer_suffix if self.answer_suffix in self.tokens else None
+
+    def render(self, conversation: Conversation) -> Iterator[Span]:
+        """Yield the spans of a conversation; one that ends with a question ends with `before_answer`."""
+        if self.caption_only:
+            self._check_caption(conversation)
+        yield BoundaryToken("start", self.start_supervised)
+        before = self.prefix
+        for turn in conversation.turns:
+            if turn.role == "user":
+                yield from self.split(before)
+                for part in self._question(turn):
+                    yield ImageSlot(part) if isinstance(part, ImageRef) else self._text(part)
+                yield from self.split(self.before_answer)
+                before = self.before_question
+            else:
+                answer = turn.text.strip() if self.strips_turns else turn.text
+                yield self._text(f"{self.answer_prefix}{answer}", supervised=True)
+                yield from self.split(self.answer_suffix, supervised=True)
+        if len(conversation.turns) % 2 == 0:
+            yield from self.split(self.closing, supervised=True)
+
+    def split(
+        self, text: str, *, supervised: bool = False
+    ) -> Iterator[TextSpan | BoundaryToken | SpecialToken]:
+        """Split one of the template's own texts at its special tokens and at the marks of supervised parts."""
+        special = {START, END, *self.tokens, *self.tokens_or_text}
+        for piece in re.split(f"({'|'.join(map(re.escape, (OPEN, CLOSE, *special)))})", text):
+            if piece in (OPEN, CLOSE):
+                supervised = piece == OPEN
+            elif piece in (START, END):
+                yield BoundaryToken("start" if piece == START else "end", supervised)
+            elif piece in special:
+                fallback = self.segmentation if piece in self.tokens_or_text else None
+                yield SpecialToken(piece, supervised, fallback)
+            elif piece:
+                yield self._text(piece, supervised=supervised)
+
+    def _text(self, text: str, *, supervised: bool = False) -> TextSpan:
+        """Return a text that is tokenized as this template's texts are."""
+        return TextSpan(text, supervised, self.segmentation, self.newlines_supervised)
+
+    def _question(self, turn: Turn) -> tuple[str | ImageRef, ...]:
+        """Return the parts of a question that are rendered."""
+        if self.caption_only:
+            return turn.images
+        starts_with_image = turn.parts[:1] == turn.images[:1]
+        parts = (
+            turn.parts if self.keeps_first_image and starts_with_image else move_image_first(turn)
+        )
+        return _strip(parts) if self.strips_turns else parts
+
+    def _check_caption(self, conversation: Conversation) -> None:
+        """Raise unless there is one question with an image and at most one answer."""
+        question, *answers = conversation.turns
+        if not question.images or len(answers) > 1:
+            raise ConversationError(
+                f"record {conversation.id!r} has {len(conversation.turns)} turns, the first with "
+                f"{len(question.images)} image(s); the template {self.name!r} takes images and one caption; use "
+                "'vicuna_v1' for dialogues"
+            )
+
+
+def move_image_first(turn: Turn) -> tuple[str | ImageRef, ...]:
+    """Return the parts with a single image moved to a line before the text, as LLaVA's trainer does.
+
+    Several images stay in place. An image without text has no line end (LLaVA strips the full turn again).
+    """
+    if len(turn.images) != 1:
+        return turn.parts
+    words = turn.text.strip()
+    return (*turn.images, f"\n{words}") if words else turn.images
+
+
+def _strip(parts: tuple[str | ImageRef, ...]) -> tuple[str | ImageRef, ...]:
+    """Return the parts of a turn without the white space around them."""
+    stripped = list(parts)
+    if stripped and isinstance(stripped[0], str):
+        stripped[0] = stripped[0].lstrip()
+    if stripped and isinstance(stripped[-1], str):
+        stripped[-1] = stripped[-1].rstrip()
+    return tuple(stripped)

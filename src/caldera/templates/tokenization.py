@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from caldera.conversation import IMAGE_PLACEHOLDER
-from caldera.templates.template import SPECIAL_TOKENS
+from caldera.templates.registry import SPECIAL_TOKENS
 
 TextPosition = Literal["first", "after token", "after text", "alone", "alone, stripped"]
 """What precedes a text segment, or that it is tokenized as if nothing did.

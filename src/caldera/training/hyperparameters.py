@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 from caldera.errors import UnknownNameError, UsageError, range_errors
 from caldera.images.anyres import ASPECTS, RELEASED_GRIDS, ImageAspect, grid_pinpoints
 from caldera.model.lora_config import LoraConfig
-from caldera.templates.template import find_template
+from caldera.templates.registry import find_template
 
 Part = Literal["vision", "projector", "language"]
 

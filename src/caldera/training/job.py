@@ -54,7 +54,7 @@ from caldera.model.llava import Llava
 from caldera.model.lora import add_lora, merge_lora_layers, target_layers
 from caldera.model.projector import match_embedding_scale
 from caldera.overrides import with_former_names
-from caldera.templates.template import find_template
+from caldera.templates.registry import find_template
 from caldera.training.checkpoint import Checkpoint, latest_checkpoint
 from caldera.training.fingerprint import RunFingerprint
 from caldera.training.hyperparameters import Stage

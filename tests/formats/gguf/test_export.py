@@ -32,7 +32,7 @@ from caldera.formats.model_folder import load_model_folder, save_model_folder
 from caldera.model.bundle import LlavaBundle
 from caldera.progress import NoProgress
 from caldera.templates.encoding import encode
-from caldera.templates.template import find_template
+from caldera.templates.registry import find_template
 
 WIDTHS: dict[str, Any] = {
     "hidden_size": 64,

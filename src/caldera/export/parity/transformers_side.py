@@ -23,7 +23,7 @@ from caldera.formats.config import read_config
 from caldera.formats.onevision_processor import LlavaOnevisionProcessor
 from caldera.images.processor import ImageProcessor
 from caldera.templates.jinja import chat_template, spaces_images
-from caldera.templates.template import find_template
+from caldera.templates.registry import find_template
 from caldera.templates.tokenization import start_ids
 
 CLASSES: dict[str, tuple[Any, Any]] = {

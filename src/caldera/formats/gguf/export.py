@@ -29,7 +29,7 @@ from caldera.formats.weight_names import LANGUAGE, PROJECTOR, VISION, select_par
 from caldera.model.bundle import LlavaBundle, eos_token_ids
 from caldera.progress import Progress
 from caldera.templates.jinja import chat_template
-from caldera.templates.template import find_template
+from caldera.templates.registry import find_template
 from caldera.templates.tokenization import start_ids
 
 LANGUAGE_FILE, VISION_FILE = "model.gguf", "mmproj.gguf"

@@ -13,7 +13,7 @@ from caldera.formats.original.config import is_original
 from caldera.formats.weight_files import has_weights, read_folder
 from caldera.formats.weight_merging import ADAPTER_CONFIG, VOCAB_MULTIPLE
 from caldera.images.anyres import ImageAspect
-from caldera.templates.template import TEMPLATES, find_template
+from caldera.templates.registry import TEMPLATES, find_template
 
 SourceLayout = Literal["hf", "full", "projector", "lora", "delta"]
 """Layout of a folder: llava-hf's; of LLaVA's own code: a complete model, stage 1's projector, a LoRA adapter, or delta

@@ -13,7 +13,7 @@ from caldera.formats.config import sub_config
 from caldera.images.anyres import grid_pinpoints, parse_anyres_max
 from caldera.images.processor import MAX_TILES, ImageProcessor
 from caldera.model.projector import PROJECTORS
-from caldera.templates.template import find_template
+from caldera.templates.registry import find_template
 
 TOWER_FOLDER = "vision_tower"
 """Folder, in an export, of a vision tower that has no name on the hub."""
