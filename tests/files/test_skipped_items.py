@@ -106,3 +106,12 @@ def test_nothing_to_report_writes_and_says_nothing(
     SkippedItems(0.1).finish(5, tmp_path / "list.jsonl")
     assert caplog.records == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_summary_can_be_encoded(caplog: pytest.LogCaptureFixture) -> None:
+    """A file name may hold half of a surrogate pair, which no log in UTF-8 takes."""
+    skipped = SkippedItems(1.0)
+    skipped.add_or_raise("a.json", InputError("a.json: \ud800 does not exist"))
+    skipped.finish(1)
+    assert "\\ud800 does not exist" in caplog.text
+    caplog.text.encode()

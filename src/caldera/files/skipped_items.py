@@ -94,7 +94,7 @@ class SkippedItems:
 
 
 def _count_reasons(items: list[SkippedItem]) -> str:
-    """Return the most frequent reasons with their counts; details of single items are omitted."""
+    """Return the most frequent reasons with their counts, encodable as UTF-8; details of single items are omitted."""
     kinds = Counter(_SPECIFIC.sub("...", item.reason) for item in items)
     examples = {_SPECIFIC.sub("...", item.reason): item.reason for item in items}
     texts = [
@@ -102,4 +102,5 @@ def _count_reasons(items: list[SkippedItem]) -> str:
         for kind, count in kinds.most_common(_MAX_REASONS)
     ]
     hidden = len(kinds) - len(texts)
-    return "; ".join(texts) + (f"; and {hidden} more reasons" if hidden else "")
+    summary = "; ".join(texts) + (f"; and {hidden} more reasons" if hidden else "")
+    return summary.encode(errors="backslashreplace").decode()
