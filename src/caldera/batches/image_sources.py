@@ -267,7 +267,8 @@ def _check_space(store: FeatureStore, images: Sequence[_LaidOutImage], tower: Fr
 def _num_views(path: Path, layout: TileLayout | None, tower: FrozenTower) -> int:
     """Return the views of an image; 0 for one that cannot be used, which is reported when it is decoded."""
     try:
-        [layout] = [layout] if layout else tower.processor.layouts([path], tower.decoding)
+        if layout is None:
+            [layout] = tower.processor.layouts([path], tower.decoding)
         return layout.views
     except InputError:
         return 0

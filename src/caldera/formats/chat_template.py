@@ -24,9 +24,10 @@ def folder_chat_template(name: str, tokenizer: PreTrainedTokenizerFast) -> str:
     the first text only needs it written behind a start token, to give the same ids.
     """
     template = find_template(name)
+    starts = bool(start_ids(tokenizer))
     spaced = spaces_images(template, tokenizer)
-    jinja = chat_template(template, starts=bool(start_ids(tokenizer)), spaces_images=spaced)
-    if not start_ids(tokenizer):
+    jinja = chat_template(template, starts=starts, spaces_images=spaced)
+    if not starts:
         return jinja
     ids = tokenizer(template.prefix).input_ids
     written = tokenizer(f"{tokenizer.bos_token}{template.prefix}", add_special_tokens=False)

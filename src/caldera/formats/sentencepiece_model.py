@@ -11,12 +11,10 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from caldera.errors import ModelFormatError, UsageError
 from caldera.formats.config import error_line
+from caldera.templates.tokenization import LOW_LINE
 
 SENTENCEPIECE_FILE = "tokenizer.model"
 """A SentencePiece model: the only tokenizer of LLaVA's original folders, and the one that LLaVA's own code reads."""
-
-LOW_LINE = "\N{LOWER ONE EIGHTH BLOCK}"
-"""SentencePiece's character for a space."""
 
 Prefix = Literal["each", "first", "none"]
 """Which texts get a space in front: each that a special token precedes, only the first, or none."""

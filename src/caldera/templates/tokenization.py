@@ -28,7 +28,7 @@ _RESERVED = SPECIAL_TOKENS | {IMAGE_PLACEHOLDER}
 
 _EMPTY = {"type": "BPE", "vocab": {}, "merges": []}
 
-_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
+LOW_LINE = "\N{LOWER ONE EIGHTH BLOCK}"
 """SentencePiece's character for a space."""
 
 
@@ -62,7 +62,7 @@ class ContextTokenizer:
         self._spaces_first = start != after_text
         self.spaces_first_only = start != after_token
         """Whether it puts a space before the first text, and none before a text that a special token precedes."""
-        self._vocabulary = backend.get_vocab()
+        self._token_to_id = backend.token_to_id
         self._variants: dict[str, Tokenizer] = {}
         first = self._variant("first")
         self._ids = {first.token_to_id(token.content): key for key, token in plain.items()}
@@ -83,8 +83,9 @@ class ContextTokenizer:
         ids = [self._ids.get(token, token) for token in encoding.ids] if self._ids else encoding.ids
         starts = [max(start - added, 0) for start, _ in encoding.offsets]
         if position == "alone, stripped" and self.spaces_first_only:
-            piece = encoding.tokens[0].removeprefix(_SPACE)
-            first = [self._vocabulary.get(piece, ids[0])] if piece else []
+            piece = encoding.tokens[0].removeprefix(LOW_LINE)
+            bare = self._token_to_id(piece) if piece else None
+            first = [ids[0] if bare is None else bare] if piece else []
             return [*first, *ids[1:]], starts[1 - len(first) :]
         return ids, starts
 

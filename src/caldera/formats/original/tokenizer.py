@@ -19,7 +19,7 @@ from caldera.formats.sentencepiece_model import (
     to_fast,
 )
 from caldera.formats.tokenizer import TOKENIZER_FILE, vocab_size_without_image
-from caldera.templates.tokenization import start_ids
+from caldera.templates.tokenization import LOW_LINE, start_ids
 
 _ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
@@ -121,7 +121,7 @@ def _make_readable(content: dict[str, Any]) -> list[str]:
         notes.append("transformers 4.37 splits some words that this tokenizer has as whole tokens")
     for step in _steps_of_type(content, "Metaspace"):
         step["add_prefix_space"] = step["prepend_scheme"] != "never"
-        if not step.get("split", True) and step["replacement"] == "\N{LOWER ONE EIGHTH BLOCK}":
+        if not step.get("split", True) and step["replacement"] == LOW_LINE:
             notes.append("transformers 4.37 splits texts at spaces, which this tokenizer does not")
     return notes
 
