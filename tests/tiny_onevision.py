@@ -24,9 +24,12 @@ from transformers import (
 )
 
 from caldera.conversation import Conversation, ImageRef, Turn
+from caldera.formats.importing.import_model import import_model
+from caldera.formats.importing.request import ImportRequest
 from caldera.formats.onevision_processor import VIDEO_TOKEN, LlavaOnevisionProcessor
 from caldera.images.anyres import ONEVISION_GRIDS, grid_pinpoints
 from caldera.images.decoding import open_image
+from caldera.progress import NoProgress
 from caldera.templates.registry import VICUNA_SYSTEM
 from tests.tiny_languages import WIDTHS
 
@@ -87,6 +90,14 @@ def write_onevision(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
     return folder
 
 
+def import_onevision(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """Write a LLaVA-OneVision folder, and return it imported."""
+    source = write_onevision(folder / "source", tokenizer)
+    request = ImportRequest(source=source, template="vicuna_v1")
+    import_model(request, folder / "imported", NoProgress())
+    return folder / "imported"
+
+
 def write_interleave(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
     """Write a LLaVA-NeXT-Interleave folder: transformers' LLaVA with SigLIP and Qwen2."""
     tokenizer = _with_tokens(tokenizer, "<image>")
@@ -127,15 +138,20 @@ def question(images: Sequence[Path]) -> Conversation:
     return Conversation("q", (Turn("user", (*(ImageRef(str(path)) for path in images), text)),))
 
 
+def load_in_transformers(folder: Path) -> Any:  # noqa: ANN401 - transformers' own
+    """Return a folder's model in transformers' own class, which finds every weight and no other."""
+    loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
+    model, report = loaded
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    return model.eval()
+
+
 class Reference:
     """A folder in transformers' own classes, but for the video processor."""
 
     def __init__(self, folder: Path) -> None:
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
-        self.model, report = loaded
-        assert not report["missing_keys"]
-        assert not report["unexpected_keys"]
-        self.model.eval()
+        self.model = load_in_transformers(folder)
         onevision = self.model.config.model_type == "llava_onevision"
         processor_class = LlavaOnevisionProcessor if onevision else LlavaProcessor
         self.processor: Any = processor_class.from_pretrained(folder)

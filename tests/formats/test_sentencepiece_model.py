@@ -9,7 +9,8 @@ from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from tokenizers.models import Unigram
 
 from caldera.errors import ModelFormatError
-from caldera.formats.sentencepiece_model import LOW_LINE, Prefix, read_model, to_fast
+from caldera.formats.sentencepiece_model import Prefix, read_model, to_fast
+from caldera.templates.tokenization import LOW_LINE
 from tests.hard_texts import hard_texts
 from tests.real_tokenizers import TEXT, data_file
 

@@ -12,8 +12,6 @@ from caldera.batches.image_sources import DecodedImages
 from caldera.chat.session import Session
 from caldera.conversation import Conversation, Turn
 from caldera.evaluation.answerers.local_model import ImageFeatureCache
-from caldera.formats.importing.import_model import import_model
-from caldera.formats.importing.request import ImportRequest
 from caldera.formats.model_folder import load_model_folder
 from caldera.images.anyres import ONE_OF_SEVERAL
 from caldera.inference.attention_maps import compute_attention_maps, token_boxes
@@ -23,9 +21,15 @@ from caldera.inference.likelihood import LikelihoodScorer
 from caldera.inference.prompts import PromptBuilder, process_image
 from caldera.inference.sampling import SamplingParams
 from caldera.model.bundle import LlavaBundle
-from caldera.progress import NoProgress
 from tests.engine_answers import generate, generate_ids
-from tests.tiny_onevision import PATCHES_PER_SIDE, SIZES, Reference, draw, question, write_onevision
+from tests.tiny_onevision import (
+    PATCHES_PER_SIDE,
+    SIZES,
+    Reference,
+    draw,
+    import_onevision,
+    question,
+)
 
 NEW_TOKENS = 8
 
@@ -33,11 +37,7 @@ NEW_TOKENS = 8
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
     """A folder of transformers, imported."""
-    root = tmp_path_factory.mktemp("onevision")
-    source = write_onevision(root / "source", tokenizer)
-    request = ImportRequest(source=source, template="vicuna_v1")
-    import_model(request, root / "imported", NoProgress())
-    return root / "imported"
+    return import_onevision(tmp_path_factory.mktemp("onevision"), tokenizer)
 
 
 @pytest.fixture

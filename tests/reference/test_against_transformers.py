@@ -49,6 +49,7 @@ from caldera.training.parameters import set_trainable
 from tests.engine_answers import generate_ids
 from tests.laying import batch_of, padded
 from tests.tiny_languages import LANGUAGES, WIDTHS
+from tests.tiny_onevision import load_in_transformers
 
 pytestmark = pytest.mark.reference
 
@@ -115,11 +116,7 @@ class Reference:
     """A model folder in transformers' own class and processor."""
 
     def __init__(self, folder: Path) -> None:
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
-        self.model, report = loaded
-        assert not report["missing_keys"]
-        assert not report["unexpected_keys"]
-        self.model.eval()
+        self.model = load_in_transformers(folder)
         self.processor = AutoProcessor.from_pretrained(folder)
 
     def inputs(self, conversation: Conversation) -> Any:  # noqa: ANN401 - transformers' own

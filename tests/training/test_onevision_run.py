@@ -14,18 +14,15 @@ from caldera.batches.packing import BatchBuilder
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import UsageError
 from caldera.formats.assemble import assemble
-from caldera.formats.importing.import_model import import_model
-from caldera.formats.importing.request import ImportRequest
 from caldera.formats.model_folder import load_model_folder
 from caldera.images.anyres import ONE_OF_SEVERAL, ONEVISION_GRIDS
 from caldera.images.decoding import open_image
 from caldera.model.bundle import LlavaBundle
-from caldera.progress import NoProgress
 from caldera.templates.encoding import IGNORE_INDEX
 from caldera.training.hyperparameters import FINETUNE
 from caldera.training.job import TrainingData
 from tests.laying import batch_of
-from tests.tiny_onevision import Reference, draw, question, write_onevision
+from tests.tiny_onevision import Reference, draw, import_onevision, question
 from tests.training.jobs import build_samples, make_job
 
 STAGE = replace(
@@ -36,11 +33,7 @@ STAGE = replace(
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
     """A folder of transformers, imported."""
-    root = tmp_path_factory.mktemp("onevision")
-    source = write_onevision(root / "source", tokenizer)
-    request = ImportRequest(source=source, template="vicuna_v1")
-    import_model(request, root / "imported", NoProgress())
-    return root / "imported"
+    return import_onevision(tmp_path_factory.mktemp("onevision"), tokenizer)
 
 
 def dialogues(images: list[Path]) -> list[Conversation]:

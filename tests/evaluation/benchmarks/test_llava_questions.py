@@ -58,14 +58,22 @@ def write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> Path:
     return path
 
 
+def official_and_lines(
+    name: str, folder: Path
+) -> tuple[Sources, Sequence[Item], list[dict[str, Any]]]:
+    """Return a benchmark's official files, its items, and LLaVA's lines about them."""
+    sources = official_sources(name, folder)
+    # VQA v2's annotations have no questions, which are in a file of their own.
+    with_questions = OFFICIAL[name](folder) if name == "vqav2" else sources
+    official = BENCHMARKS[name].load(with_questions).items
+    return sources, official, llava_lines(name, official)
+
+
 @EACH
 def test_exactly_the_texts_of_the_file_are_asked(name: str, tmp_path: Path) -> None:
     """Case and spaces are kept, the image comes first, and items keep their answers."""
-    sources = official_sources(name, tmp_path)
+    sources, official, lines = official_and_lines(name, tmp_path)
     spec = BENCHMARKS[name]
-    # VQA v2's annotations have no questions, which are in a file of their own.
-    official = spec.load(OFFICIAL[name](tmp_path) if name == "vqav2" else sources).items
-    lines = llava_lines(name, official)
     path = write_lines(tmp_path / "llava.jsonl", lines)
     items = spec.load(replace(sources, questions=path)).items
     prompts = [
@@ -83,13 +91,10 @@ def test_exactly_the_texts_of_the_file_are_asked(name: str, tmp_path: Path) -> N
 @EACH
 def test_a_file_of_another_split_is_rejected(name: str, tmp_path: Path) -> None:
     """A question more or less than the official file has."""
-    sources = official_sources(name, tmp_path)
-    spec = BENCHMARKS[name]
-    official = spec.load(OFFICIAL[name](tmp_path) if name == "vqav2" else sources).items
-    lines = llava_lines(name, official)
+    sources, _, lines = official_and_lines(name, tmp_path)
     path = write_lines(tmp_path / "llava.jsonl", lines[1:])
     with pytest.raises(InputError, match=r"differ in 1 questions|lacks|are not in .*llava\.jsonl"):
-        spec.load(replace(sources, questions=path))
+        BENCHMARKS[name].load(replace(sources, questions=path))
 
 
 @pytest.mark.parametrize("name", ["pope", "mme", "seed-bench", "gqa", "textvqa", "mm-vet"])
