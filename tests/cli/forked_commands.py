@@ -52,6 +52,8 @@ def run_command(words: list[str], stdout: str, stderr: str) -> NoReturn:
 
 def serve() -> None:
     """Run one command after the other."""
+    # The command line sets this before it imports transformers, which reads it only then.
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     for module in MODULES:
         import_module(module)
     for line in sys.stdin:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import SiglipImageProcessorPil
 
+from caldera.devices import has_fast_bf16
 from caldera.errors import UsageError
 from caldera.formats.image_processor import describe_pixels
 from caldera.formats.importing.request import ImportRequest
@@ -222,7 +223,10 @@ def test_the_command_fails_with_one_line(tmp_path: Path, write_original: Write) 
 
 @pytest.mark.slow
 def test_a_large_model_is_imported_and_answers_in_little_memory(tmp_path: Path) -> None:
-    """Import of a 2 GB model takes less than half of its size, an answer its size plus that of Python and torch."""
+    """Import of a 2 GB model takes less than half of its size, an answer its size plus that of Python and torch.
+
+    A CPU that does not multiply bf16 answers in fp32: twice the size, and as much again packed.
+    """
     finished = subprocess.run(
         [sys.executable, LARGE_FOLDER, "--scale", "0.5", "--work", tmp_path],
         capture_output=True,
@@ -233,5 +237,5 @@ def test_a_large_model_is_imported_and_answers_in_little_memory(tmp_path: Path) 
     [weights] = re.findall(r"weights +([\d.]+) GiB", finished.stdout)
     import_peak, chat_peak = map(float, peaks)
     assert import_peak < 0.5 * float(weights)
-    assert chat_peak < float(weights) + 0.8
+    assert chat_peak < (1 if has_fast_bf16() else 4) * float(weights) + 0.8
     assert list(tmp_path.iterdir()) == []
