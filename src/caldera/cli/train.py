@@ -41,7 +41,7 @@ Stage1Model = Annotated[
     Path | None,
     typer.Option(help="Model folder or run of a finished stage 1, instead of towers and its data."),
 ]
-_Records: TypeAlias = "tuple[Sequence[Conversation], ReadOptions, SkippedItems]"
+_Records: TypeAlias = "tuple[Path, Sequence[Conversation], ReadOptions, SkippedItems]"
 
 app = typer.Typer(
     cls=StoppableGroup,
@@ -251,14 +251,14 @@ def _choice(subject: str, name: str, valid: Sequence[_Name]) -> _Name:
 
 
 def _read_data(file: Path, options: "ReadOptions", max_bad_fraction: float) -> _Records:
-    """Read a data file, and return its conversations, how they were read, and the skipped records."""
+    """Read a data file, and return it with its conversations, how they were read, and the skipped records."""
     from caldera.conversation import read_conversations
     from caldera.files.skipped_items import SkippedItems
 
     skipped = SkippedItems(max_bad_fraction)
     options = replace(options, images=options.images or file.parent, check_images=True)
     conversations = read_conversations(file, skipped=skipped, options=options)
-    return conversations, options, skipped
+    return file, conversations, options, skipped
 
 
 def _train(
@@ -273,13 +273,14 @@ def _train(
     """Train on the records of a data file, and print the result."""
     from caldera.training.job import TrainingData, TrainingJob
 
-    conversations, options, skipped = records
+    file, conversations, options, skipped = records
     assert options.images is not None
     data = TrainingData(
         conversations=conversations,
         images=options.images,
         num_unreadable=len(skipped.items),
         decoding=options.decoding,
+        file=file,
     )
     job = TrainingJob(
         stage=stage,

@@ -23,6 +23,7 @@ from caldera.datasets.importer import (
     representable_conversations,
     write_with_skipped,
 )
+from caldera.datasets.origins import read_origins, write_origins
 from caldera.errors import InputError
 from caldera.files.skipped_items import SkippedItems
 
@@ -269,5 +270,7 @@ def balance_file(
         )
     rewriter = PathRewriter(file.parent, out.parent)
     selected = [rewriter.rewrite(conversations[index]) for index in result.selected]
+    hub_files = read_origins(file)
     write_with_skipped(out, selected, skipped, total)
+    write_origins(out, hub_files)
     return replace(result, skipped=len(skipped.items))

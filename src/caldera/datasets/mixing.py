@@ -9,6 +9,7 @@ from pathlib import Path
 from caldera.conversation import Conversation
 from caldera.conversation.reader import ReadOptions, iter_conversations
 from caldera.datasets.importer import PathRewriter, write_with_skipped
+from caldera.datasets.origins import read_origins, write_origins
 from caldera.errors import InputError, UsageError
 from caldera.files.skipped_items import SkippedItems
 
@@ -132,7 +133,9 @@ def mix_files(
     if not mixed:
         raise InputError("the mix is empty; give files with records, or larger weights")
     random.Random(seed).shuffle(mixed)
+    hub_files = [origin for weighted in weighted_files for origin in read_origins(weighted.file)]
     write_with_skipped(out, _with_unique_ids(mixed), skipped, total)
+    write_origins(out, hub_files)
     return MixReport(tuple(reports), _num_images(mixed), seed)
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from transformers import PreTrainedTokenizerFast
 
+from caldera.datasets.origins import TrainingSet
 from caldera.images.anyres import ImageAspect, Size, TileLayout
 from caldera.images.processor import ImageProcessor
 from caldera.model.llava import Llava
@@ -47,6 +48,9 @@ class ModelMetadata(BaseModel):
 
     recipe: dict[str, Any] = Field(default_factory=dict)
     """Every setting of each training stage, by its name."""
+
+    data: dict[str, TrainingSet] = Field(default_factory=dict)
+    """Data file of each training stage, by its name."""
 
     source_digests: dict[str, str] = Field(default_factory=dict)
     """SHA-256 of the folders and files that the model was made from."""

@@ -148,6 +148,7 @@ def _stages(
             images=folder,
             num_unreadable=num_unreadable,
             decoding=options.decoding,
+            file=file,
         )
         return stage, data, skipped
 

@@ -186,10 +186,8 @@ class _SceneRun:
     def _train(self, stage: Stage, start: LlavaBundle, name: str) -> LlavaBundle:
         """Run one stage in its own folder."""
         log.info("%s", STAGE_TITLES[name])
-        data = TrainingData(
-            conversations=read_conversations(self._out / "data" / f"{stage.name}.json"),
-            images=self._out / "data",
-        )
+        file = self._out / "data" / f"{stage.name}.json"
+        data = TrainingData(conversations=read_conversations(file), images=file.parent, file=file)
         job = TrainingJob(
             stage=stage,
             assistant=start,

@@ -37,6 +37,7 @@ from caldera.batches.image_sources import (
 from caldera.batches.sampler import split_validation
 from caldera.batches.samples import Sample, SampleBuilder
 from caldera.conversation import Conversation
+from caldera.datasets.origins import describe_data_file
 from caldera.devices import DeviceConfig, Runtime, tune_malloc
 from caldera.errors import ConversationError, InputError, UsageError
 from caldera.files.atomic import lock_folder, to_plain_json
@@ -83,6 +84,9 @@ class TrainingData:
 
     decoding: DecodingConfig = DEFAULT_DECODING
     """Limits on the images."""
+
+    file: Path | None = None
+    """File of the conversations, recorded in the metadata of the model."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,6 +162,9 @@ class TrainingJob:
         result = train(self, data, fingerprint, checkpoint)
         model.reset_excluded_rows()
         card = _updated_metadata(assistant.card, stage, fingerprint, result)
+        if self.data.file is not None:
+            training_set = describe_data_file(self.data.file, len(samples))
+            card = card.model_copy(update={"data": {**card.data, stage.name: training_set}})
         trained = replace(assistant, card=card)
         if stage.lora:
             adapter = self.out / "adapter"

@@ -1,0 +1,103 @@
+"""Origins of data files: the files of data sets on the Hub that one was made from, recorded beside it in JSON."""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from caldera.errors import InputError
+from caldera.files.atomic import write_json
+
+
+class HubFile(BaseModel):
+    """File or folder of a data set on the Hugging Face Hub."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dataset: str
+    """Name of the data set, ORG/NAME."""
+
+    revision: str
+    """Commit, 40 hexadecimal digits."""
+
+    file: str
+    """Path in the repository; empty for all of it."""
+
+
+class TrainingSet(BaseModel):
+    """Data file of a training stage."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: str
+    """Name of the file, without its folder."""
+
+    records: int
+    """Number of records that were trained on or held out for validation."""
+
+    sha256: str
+    """Digest of the file."""
+
+    hub_files: tuple[HubFile, ...] = ()
+    """What the file was made from, as far as that came from the Hub."""
+
+
+class _Origins(BaseModel):
+    """Content of the file beside a data file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    sha256: str
+    """Digest of the data file; of another file, the origins are not known."""
+
+    hub_files: tuple[HubFile, ...]
+
+
+def write_origins(file: Path, hub_files: Iterable[HubFile]) -> None:
+    """Record beside a data file what it was made from; remove an earlier record if that is nothing."""
+    path, distinct = _origins_path(file), tuple(dict.fromkeys(hub_files))
+    if distinct:
+        origins = _Origins(sha256=_digest(file), hub_files=distinct)
+        write_json(path, origins.model_dump())
+    else:
+        path.unlink(missing_ok=True)
+
+
+def read_origins(file: Path) -> tuple[HubFile, ...]:
+    """Return what a data file was made from; empty if that is not recorded, or the file was changed since.
+
+    Raises:
+        InputError: The record is broken, or the data file cannot be read.
+    """
+    path = _origins_path(file)
+    if not path.is_file():
+        return ()
+    try:
+        origins = _Origins.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        raise InputError(f"{path} is no record of origins; remove it") from None
+    return origins.hub_files if origins.sha256 == _digest(file) else ()
+
+
+def describe_data_file(file: Path, num_records: int) -> TrainingSet:
+    """Return what a model's metadata records of a data file.
+
+    Raises:
+        InputError: The file, or the record of its origins, cannot be read.
+    """
+    return TrainingSet(
+        file=file.name, records=num_records, sha256=_digest(file), hub_files=read_origins(file)
+    )
+
+
+def _origins_path(file: Path) -> Path:
+    return file.with_suffix(".origins.json")
+
+
+def _digest(file: Path) -> str:
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror}; check the path") from error
