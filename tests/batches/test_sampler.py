@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from caldera.batches.sampler import BatchLimit, StepSampler, split_validation
+from caldera.batches.sampler import BatchLimit, StepSampler, split_validation, splits_whole_images
 from caldera.batches.samples import Sample
 from caldera.images.anyres import SINGLE_VIEW
 
@@ -143,4 +143,33 @@ def test_where_images_connect_all_samples_only_first_images_are_separate(
     assert len(validation) == 4
     first_images = {sample.images[0] for sample in validation}
     assert not first_images & {sample.images[0] for sample in training}
-    assert "every record shares an image with another" in caplog.text
+    assert "held out for validation: 4 of 40 records" in caplog.text
+    assert "only 0 share no image with them" in caplog.text
+
+
+def test_where_chains_leave_few_separate_samples_whole_images_are_split_off(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A chain of 200 records and 3 others once left 3 to validate; now a tenth, and the overlap is counted."""
+    chain = [about(i, f"{i // 4}.png", f"{i // 4 + 1}.png") for i in range(200)]
+    others = [about(200 + i, "other.png") for i in range(3)]
+    training, validation = split_validation([*chain, *others], 128, seed=1)
+    assert 16 <= len(validation) <= 20
+    assert not {item.images[0] for item in validation} & {item.images[0] for item in training}
+    held_out = {path for item in validation for path in item.images}
+    overlap = [item for item in training if held_out.intersection(item.images)]
+    assert f"held out for validation: {len(validation)} of 203 records" in caplog.text
+    assert f"in {len(overlap)} training records" in caplog.text
+    assert splits_whole_images([*chain, *others], 128, seed=1)
+
+
+def test_the_split_is_logged_with_its_rule(caplog: pytest.LogCaptureFixture) -> None:
+    """Records and images are counted; separate images are said to be separate, without a warning."""
+    samples = [about(i, f"{i // 2}.png") for i in range(40)]
+    with caplog.at_level("INFO"):
+        split_validation(samples, 4, seed=1)
+    [record] = caplog.records
+    assert record.levelname == "INFO"
+    text = "4 of 40 records, 2 images, none of which is in a training record"
+    assert record.getMessage() == f"held out for validation: {text}"
+    assert not splits_whole_images(samples, 4, seed=1)

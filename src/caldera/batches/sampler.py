@@ -115,20 +115,70 @@ def split_validation(
 ) -> tuple[list[Sample], list[Sample]]:
     """Split off about `size` validation samples, at most a tenth, that share no image with the training samples.
 
-    Where shared images connect all samples, only the first images of the validation samples are not trained on.
+    Where chains of shared images leave few, whole images are split off: all samples with the same first image, which
+    training samples may have as a further image. What was split off is logged.
 
     Returns:
         Training samples and validation samples.
     """
-    limit = validation_limit(len(samples), size)
-    validation = _pick_groups(_connected_by_images(samples), limit, seed)
-    if limit and not validation:
-        log.warning(
-            "every record shares an image with another: the validation split overlaps the training images"
-        )
-        validation = _pick_groups(_group_by(samples, lambda path: path), limit, seed)
-    training = [sample for index, sample in enumerate(samples) if index not in validation]
-    return training, [samples[index] for index in sorted(validation)]
+    split = _choose_validation(samples, validation_limit(len(samples), size), seed)
+    training = [sample for index, sample in enumerate(samples) if index not in split.validation]
+    validation = [samples[index] for index in sorted(split.validation)]
+    if size:
+        _log_split(training, validation, split)
+    return training, validation
+
+
+def splits_whole_images(samples: Sequence[Sample], size: int, seed: int) -> bool:
+    """Return whether `split_validation` splits off whole images although some samples share no image with others.
+
+    Earlier versions split off those few samples.
+    """
+    split = _choose_validation(samples, validation_limit(len(samples), size), seed)
+    return split.whole_images and split.num_separate > 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Split:
+    """Indices of the validation samples, and how they were chosen."""
+
+    validation: set[int]
+    num_separate: int
+    """Number of samples that share no image with the others and fit the limit."""
+
+    whole_images: bool = False
+
+
+def _choose_validation(samples: Sequence[Sample], limit: int, seed: int) -> _Split:
+    """Choose samples that share no image with the others, or whole images where that gives more than twice as many."""
+    separate = _pick_groups(_connected_by_images(samples), limit, seed)
+    if 2 * len(separate) < limit:
+        by_image = _pick_groups(_group_by(samples, lambda path: path), limit, seed)
+        if len(by_image) > 2 * len(separate):
+            return _Split(by_image, len(separate), whole_images=True)
+    return _Split(separate, len(separate))
+
+
+def _log_split(training: Sequence[Sample], validation: Sequence[Sample], split: _Split) -> None:
+    """Log what was split off, and by what rule."""
+    images = {path for sample in validation for path in sample.images}
+    held_out = (
+        f"held out for validation: {len(validation)} of {len(training) + len(validation)} records, "
+        f"{len(images)} images"
+    )
+    if not split.whole_images:
+        log.info("%s, none of which is in a training record", held_out)
+        return
+    overlap = [sample for sample in training if not images.isdisjoint(sample.images)]
+    shared = images.intersection(path for sample in overlap for path in sample.images)
+    log.warning(
+        "%s, by the first image of each record, as records with several images connect the others (only %d share no "
+        "image with them); %d of the images are also in %d training records",
+        held_out,
+        split.num_separate,
+        len(shared),
+        len(overlap),
+    )
 
 
 def _pick_groups(groups: list[list[int]], limit: int, seed: int) -> set[int]:

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from caldera.batches.sampler import validation_limit
+from caldera.batches.sampler import splits_whole_images, validation_limit
 from caldera.batches.samples import Sample
 from caldera.devices import DeviceConfig
 from caldera.files.atomic import to_plain_json, write_json
@@ -66,10 +66,13 @@ class RunFingerprint:
         ]
         model = assistant.model
         weights = model.state_dict()
+        whole_images = splits_whole_images(samples, stage.validation_size, stage.seed)
         self._content = to_plain_json(
             {
                 "settings": _deciding(asdict(stage)),
                 "validation_split": validation_limit(len(samples), stage.validation_size),
+                # Only where it differs from the rule of earlier versions, whose runs have no such entry.
+                **({"validation_rule": "whole images"} if whole_images else {}),
                 "limits": {name: getattr(stage, name) for name in _LIMITS},
                 "weights": {
                     part: digest_weights(
