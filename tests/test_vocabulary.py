@@ -108,7 +108,7 @@ PHRASES = {
 DATA = {
     "src/caldera/instructions/": "question wordings, facts in English and prompts are training data or model input",
     "src/caldera/scenes/": "captions and object names of drawn scenes are training data",
-    "src/caldera/datasets/balancing.py": "words of captions that separate noun phrases",
+    "src/caldera/annotations/noun_phrases.py": "words of captions that separate noun phrases",
     "src/caldera/datasets/statistics.py": "nouns of answers that name no object",
     "src/caldera/evaluation/benchmarks/": "prompts and file formats are the benchmarks' own",
     "src/caldera/evaluation/judging/": "judge prompts are LLaVA's and Vicuna's own",

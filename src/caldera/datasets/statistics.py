@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
+from caldera.annotations.noun_phrases import noun_phrases, word_set
 from caldera.conversation import Conversation
 from caldera.conversation.reader import ReadOptions, iter_conversations
-from caldera.datasets.balancing import noun_phrases, word_set
 from caldera.files.skipped_items import SkippedItems
 from caldera.instructions.dialogues import Kind
 
