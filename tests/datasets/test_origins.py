@@ -8,11 +8,11 @@ import pytest
 from caldera.conversation import Conversation, ImageRef, Turn, write_conversations
 from caldera.datasets.balancing import balance_file
 from caldera.datasets.mixing import WeightedFile, mix_files
-from caldera.datasets.origins import HubFile, describe_data_file, read_origins, write_origins
+from caldera.datasets.origins import HubOrigin, describe_data_file, read_origins, write_origins
 from caldera.errors import InputError
 
-FIRST = HubFile(dataset="org/first", revision="a" * 40, file="data.json")
-SECOND = HubFile(dataset="org/second", revision="b" * 40, file="")
+FIRST = HubOrigin(dataset="org/first", revision="a" * 40, file="data.json")
+SECOND = HubOrigin(dataset="org/second", revision="b" * 40, file="")
 
 
 def write_data(file: Path, answer: str) -> None:
@@ -40,7 +40,7 @@ def test_origins_belong_to_the_very_content_of_a_file(tmp_path: Path) -> None:
     file = tmp_path / "data.json"
     write_data(file, "A dog.")
     write_origins(file, [FIRST])
-    assert describe_data_file(file, 3).hub_files == (FIRST,)
+    assert describe_data_file(file, 3).origins == (FIRST,)
     write_data(file, "A cat.")
     assert read_origins(file) == ()
     write_origins(file, [])

@@ -133,9 +133,9 @@ def mix_files(
     if not mixed:
         raise InputError("the mix is empty; give files with records, or larger weights")
     random.Random(seed).shuffle(mixed)
-    hub_files = [origin for weighted in weighted_files for origin in read_origins(weighted.file)]
+    origins = [origin for weighted in weighted_files for origin in read_origins(weighted.file)]
     write_with_skipped(out, _with_unique_ids(mixed), skipped, total)
-    write_origins(out, hub_files)
+    write_origins(out, origins)
     return MixReport(tuple(reports), _num_images(mixed), seed)
 
 

@@ -10,7 +10,7 @@ from caldera.errors import InputError
 from caldera.files.atomic import write_json
 
 
-class HubFile(BaseModel):
+class HubOrigin(BaseModel):
     """File or folder of a data set on the Hugging Face Hub."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -39,7 +39,7 @@ class TrainingSet(BaseModel):
     sha256: str
     """Digest of the file."""
 
-    hub_files: tuple[HubFile, ...] = ()
+    origins: tuple[HubOrigin, ...] = ()
     """What the file was made from, as far as that came from the Hub."""
 
 
@@ -51,20 +51,19 @@ class _Origins(BaseModel):
     sha256: str
     """Digest of the data file; of another file, the origins are not known."""
 
-    hub_files: tuple[HubFile, ...]
+    origins: tuple[HubOrigin, ...]
 
 
-def write_origins(file: Path, hub_files: Iterable[HubFile]) -> None:
+def write_origins(file: Path, origins: Iterable[HubOrigin]) -> None:
     """Record beside a data file what it was made from; remove an earlier record if that is nothing."""
-    path, distinct = _origins_path(file), tuple(dict.fromkeys(hub_files))
+    path, distinct = _origins_path(file), tuple(dict.fromkeys(origins))
     if distinct:
-        origins = _Origins(sha256=_digest(file), hub_files=distinct)
-        write_json(path, origins.model_dump())
+        write_json(path, _Origins(sha256=_digest(file), origins=distinct).model_dump())
     else:
         path.unlink(missing_ok=True)
 
 
-def read_origins(file: Path) -> tuple[HubFile, ...]:
+def read_origins(file: Path) -> tuple[HubOrigin, ...]:
     """Return what a data file was made from; empty if that is not recorded, or the file was changed since.
 
     Raises:
@@ -74,10 +73,10 @@ def read_origins(file: Path) -> tuple[HubFile, ...]:
     if not path.is_file():
         return ()
     try:
-        origins = _Origins.model_validate_json(path.read_bytes())
+        stored = _Origins.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
         raise InputError(f"{path} is no record of origins; remove it") from None
-    return origins.hub_files if origins.sha256 == _digest(file) else ()
+    return stored.origins if stored.sha256 == _digest(file) else ()
 
 
 def describe_data_file(file: Path, num_records: int) -> TrainingSet:
@@ -87,7 +86,7 @@ def describe_data_file(file: Path, num_records: int) -> TrainingSet:
         InputError: The file, or the record of its origins, cannot be read.
     """
     return TrainingSet(
-        file=file.name, records=num_records, sha256=_digest(file), hub_files=read_origins(file)
+        file=file.name, records=num_records, sha256=_digest(file), origins=read_origins(file)
     )
 
 
