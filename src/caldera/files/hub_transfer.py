@@ -1,0 +1,157 @@
+"""Transfer of one file of the Hugging Face Hub into its cache: resumed where it ended, and checked by digest.
+
+`huggingface_hub` begins a file again after every interruption, and does not compare the content with the digest that
+the Hub lists. The layout is that of its cache: content in `blobs/DIGEST`, links to it in `snapshots/COMMIT`.
+"""
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from caldera.files.atomic import translate_os_errors
+from caldera.files.hub_errors import HubError, HubUnreachableError, Retries, http_error
+
+_CHUNK = 1 << 20
+_SHA256_LENGTH = 64
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """File of the Hub, and its place in the cache."""
+
+    url: str
+    size: int
+    digest: str
+    """SHA-256 of the content, or git's SHA-1 of a small file."""
+
+    title: str
+    """Path and repository, for messages."""
+
+    blob: Path
+    """Place of the content."""
+
+    link: Path
+    """Place in the snapshot."""
+
+    @property
+    def partial(self) -> Path:
+        """Place of the content until it is complete; the suffix is that of `huggingface_hub`, whose tools remove it."""
+        return self.blob.with_name(f"{self.blob.name}.caldera.incomplete")
+
+    @property
+    def num_present(self) -> int:
+        """Bytes that are in the cache."""
+        if self.blob.is_file():
+            return self.size
+        return min(self.size, self.partial.stat().st_size) if self.partial.is_file() else 0
+
+
+def fetch(file: RemoteFile, on_bytes: Callable[[int], None]) -> None:
+    """Download a file, or the rest of it; of two processes, the second waits for the first.
+
+    Args:
+        file: The file.
+        on_bytes: Called with the number of bytes of each chunk; negative if the server begins again.
+
+    Raises:
+        HubError: The content is not what the Hub lists.
+        OutputError: The disk is full, or the cache cannot be written.
+        HTTPError: The file cannot be read.
+    """
+    with translate_os_errors(file.blob):
+        file.blob.parent.mkdir(parents=True, exist_ok=True)
+        with file.partial.open("a+b") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            if not file.blob.is_file():
+                _complete(file, stream, on_bytes)
+                stream.flush()
+                _check_content(file, stream)
+                file.partial.replace(file.blob)
+            else:
+                file.partial.unlink(missing_ok=True)
+        file.link.parent.mkdir(parents=True, exist_ok=True)
+        file.link.unlink(missing_ok=True)
+        file.link.symlink_to(os.path.relpath(file.blob, file.link.parent))
+
+
+def _complete(file: RemoteFile, stream: IO[bytes], on_bytes: Callable[[int], None]) -> None:
+    """Append the missing bytes, in as many requests as it takes."""
+    retries, longest = Retries(), stream.tell()
+    while stream.tell() < file.size:
+        failure: Exception = HubUnreachableError(
+            f"cannot download {file.title}: the server sends {longest:,} of its {file.size:,} bytes; run again later"
+        )
+        try:
+            for size in _receive(file, stream):
+                on_bytes(size)
+        except http_error() as error:
+            failure = error
+        if stream.tell() > longest:
+            retries, longest = Retries(), stream.tell()
+        if stream.tell() < file.size:
+            _reject_pointer(file, stream)
+            retries.wait(failure)
+
+
+def _receive(file: RemoteFile, stream: IO[bytes]) -> Iterator[int]:
+    """Write the response to one request, and yield the number of bytes of each chunk."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    # A compressed response could not be resumed.
+    headers = {**build_hf_headers(library_name="caldera"), "Accept-Encoding": "identity"}
+    if start := stream.tell():
+        headers["Range"] = f"bytes={start}-"
+    timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+    # A redirect to another host is followed without the token.
+    with get_session().stream("GET", file.url, headers=headers, timeout=timeout) as response:
+        hf_raise_for_status(response)
+        if start and response.status_code != 206:
+            _empty(stream)
+            yield -start
+        for chunk in response.iter_bytes(_CHUNK):
+            stream.write(chunk)
+            yield len(chunk)
+            if stream.tell() > file.size:
+                return
+
+
+def _check_content(file: RemoteFile, stream: IO[bytes]) -> None:
+    """Raise HubError, and remove the content, if it is not what the Hub lists, or only a pointer to it."""
+    _reject_pointer(file, stream)
+    is_sha256 = len(file.digest) == _SHA256_LENGTH
+    stream.seek(0)
+    digest = hashlib.file_digest(
+        stream,
+        hashlib.sha256 if is_sha256 else lambda: hashlib.sha1(b"blob %d\0" % file.size),  # as git's
+    ).hexdigest()
+    if digest != file.digest:
+        _empty(stream)
+        raise HubError(
+            f"{file.title} has the digest {digest}, the Hub lists {file.digest}; it was removed: run again, and if "
+            "that repeats, a proxy or mirror changes files"
+        )
+
+
+def _reject_pointer(file: RemoteFile, stream: IO[bytes]) -> None:
+    """Raise HubError if the content is a pointer of git-lfs."""
+    stream.seek(0)
+    is_pointer = stream.read(len(_LFS_POINTER)) == _LFS_POINTER
+    stream.seek(0, os.SEEK_END)
+    if is_pointer:
+        _empty(stream)
+        raise HubError(
+            f"{file.title} is a git-lfs pointer in place of the content: it was uploaded or mirrored without git-lfs; "
+            "use another copy of the repository"
+        )
+
+
+def _empty(stream: IO[bytes]) -> None:
+    """Remove the content."""
+    stream.seek(0)
+    stream.truncate()
