@@ -19,16 +19,16 @@ from transformers import (
     Dinov2Model,
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersModel,
+    LevitConfig,
+    LevitModel,
     LlavaForConditionalGeneration,
     LlavaProcessor,
     PreTrainedModel,
-    ResNetConfig,
-    ResNetModel,
+    PvtConfig,
+    PvtModel,
     SiglipImageProcessorPil,
     SiglipVisionConfig,
     SiglipVisionModel,
-    SwinConfig,
-    SwinModel,
     ViTConfig,
     ViTModel,
 )
@@ -206,11 +206,15 @@ def unfit(kind: str) -> PreTrainedModel:
     match kind:
         case "size":
             return CLIPVisionModel(CLIPVisionConfig(**WIDE))
-        case "swin":
-            widths: dict[str, Any] = {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 1]}
-            return SwinModel(SwinConfig(image_size=32, patch_size=2, window_size=2, **widths))
+        case "levit":
+            stages: dict[str, Any] = {
+                "hidden_sizes": [16, 24, 32],
+                "num_attention_heads": [2, 2, 2],
+            }
+            return LevitModel(LevitConfig(image_size=32, depths=[1] * 3, key_dim=[4] * 3, **stages))
         case _:
-            return ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1]))
+            stages = {"hidden_sizes": [2, 4, 6, 8], "num_attention_heads": [1] * 4}
+            return PvtModel(PvtConfig(image_size=32, depths=[1] * 4, **stages))
 
 
 @pytest.mark.parametrize(
@@ -220,8 +224,8 @@ def unfit(kind: str) -> PreTrainedModel:
             "size",
             r"does not accept the 32 x 32 pixels of its preprocessor_config\.json: Input",
         ),
-        ("swin", "gives 64 positions for the 256 patches"),
-        ("resnet", "does not cut images into square patches"),
+        ("levit", "gives 1 positions for the 4 patches"),
+        ("pvt", "does not cut images into square patches"),
     ],
 )
 def test_an_unsupported_tower_is_rejected(

@@ -197,14 +197,14 @@ def build_on_meta(
     tower = build_on_meta_device(AutoModel, vision)
     language_model = build_on_meta_device(AutoModelForCausalLM, language)
     with torch.device("meta"):
-        projector = build_projector(
-            metadata.projector, tower.config.hidden_size, language_model.config.hidden_size
-        )
-        if metadata.image_aspect == "anyres":
-            add_image_newline(projector)
         vision_tower = VisionTower(
             tower, processor.side, metadata.vision_feature_layer, metadata.feature_select
         )
+        projector = build_projector(
+            metadata.projector, vision_tower.width, language_model.config.hidden_size
+        )
+        if metadata.image_aspect == "anyres":
+            add_image_newline(projector)
     model = Llava(vision_tower, projector, language_model, image_token_id(tokenizer))
     return LlavaBundle(model.eval(), tokenizer, processor, metadata)
 

@@ -153,6 +153,8 @@ def unsupported_by_transformers(model: Llava) -> str | None:
     vision, language = model.vision, model.language
     if not isinstance(model.projector, MlpProjector):
         return "a single linear projector"
+    if vision.is_map:
+        return "a vision tower whose hidden states are maps"
     if vision.select == "patch" and vision.num_prefix_tokens > 1:
         return f"a vision tower with {vision.num_prefix_tokens} positions before its patches"
     if logit_settings(language.config):
@@ -184,7 +186,7 @@ def to_transformers_processor(
     return factory(
         to_image_processor(processor),
         tokenizer,
-        patch_size=vision.tower.config.patch_size,
+        patch_size=int(vision.patch_size),
         vision_feature_select_strategy=strategy,
         num_additional_image_tokens=vision.num_prefix_tokens,
         image_token=IMAGE_TOKEN,

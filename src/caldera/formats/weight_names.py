@@ -128,7 +128,7 @@ def check_shapes(
         ModelFormatError: A weight is missing, unexpected, has another shape, or is not of floating point.
     """
     expected = {
-        name.removeprefix(_VISION_MODEL): tuple(tensor.shape)
+        name.removeprefix(_VISION_MODEL): tensor
         for name, tensor in module.state_dict().items()
     }
     missing = sorted(expected.keys() - weights.keys() - optional)
@@ -138,11 +138,12 @@ def check_shapes(
             f"the weights in {source} do not fit its {part}: missing {missing[:3]}, unexpected {unexpected[:3]}"
         )
     for name, weight in weights.items():
-        if expected[name] != weight.shape:
+        shape = tuple(expected[name].shape)
+        if shape != weight.shape:
             raise ModelFormatError(
-                f"the weight {name} of the {part} in {source} has shape {weight.shape}; it needs {expected[name]}"
+                f"the weight {name} of the {part} in {source} has shape {weight.shape}; it needs {shape}"
             )
-        if not weight.dtype.is_floating_point:
+        if expected[name].is_floating_point() and not weight.dtype.is_floating_point:
             raise ModelFormatError(
                 f"the weight {name} of the {part} in {source} holds {weight.dtype}; it needs float32, float16 "
                 "or bfloat16, not quantized"
@@ -162,7 +163,10 @@ def load_into(
 
     Weights that are stored in `dtype` stay mapped from their file; others are converted one by one.
     """
-    state = {name: weight.read().to(dtype) for name, weight in weights.items()}
+    state = {
+        name: weight.read().to(dtype if weight.dtype.is_floating_point else weight.dtype)
+        for name, weight in weights.items()
+    }
     if any(name.startswith(_VISION_MODEL) for name in outline.state_dict()):
         state = {f"{_VISION_MODEL}{name}": tensor for name, tensor in state.items()}
     model: PreTrainedModel = type(outline).from_pretrained(

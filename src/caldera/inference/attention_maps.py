@@ -92,7 +92,7 @@ def _overlap(start: Tensor, end: Tensor, cells: int) -> Tensor:
 def _patches(view: Box, tower: VisionTower) -> Tensor:
     """Return the boxes of a view's patches, row by row, (patches, 4); what is left of its side belongs to none."""
     left, top, right, bottom = view
-    fraction = int(tower.tower.config.patch_size) / tower.side
+    fraction = tower.patch_size / tower.side
     steps = torch.arange(tower.patches_per_side) * fraction
     width, height = (right - left) * fraction, (bottom - top) * fraction
     tops, lefts = torch.meshgrid(

