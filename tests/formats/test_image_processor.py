@@ -13,15 +13,25 @@ from transformers import (
     BitImageProcessorPil,
     BlipImageProcessorPil,
     CLIPImageProcessorPil,
+    ConvNextImageProcessorPil,
+    EfficientNetImageProcessorPil,
     LlavaImageProcessorPil,
     LlavaNextImageProcessorPil,
     LlavaOnevisionImageProcessorPil,
+    MobileNetV2ImageProcessorPil,
+    PoolFormerImageProcessorPil,
     SiglipImageProcessorPil,
     ViTImageProcessorPil,
 )
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 
 from caldera.errors import ModelFormatError
-from caldera.formats.image_processor import PROCESSOR_CLASSES, describe_pixels, load_processor
+from caldera.formats.image_processor import (
+    CLASS_OF_TOWER,
+    PROCESSOR_CLASSES,
+    describe_pixels,
+    load_processor,
+)
 from caldera.formats.transformers_config import to_image_processor
 
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
@@ -97,6 +107,57 @@ KINDS: dict[str, tuple[Any, dict[str, Any], str]] = {
         ViTImageProcessorPil,
         {"image_processor_type": "ViTImageProcessor", "size": 14},
         "resized to 14 x 14 without keeping their proportions",
+    ),
+    "ConvNeXt and ResNet below 384: the center of a larger image": (
+        ConvNextImageProcessorPil,
+        {"feature_extractor_type": "ConvNextFeatureExtractor", "size": 14, "crop_pct": 0.75},
+        "resized to 18 along the shorter side, cropped to the center of 14 x 14",
+    ),
+    "ConvNeXt at 384: the whole image": (
+        ConvNextImageProcessorPil,
+        {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 384}},
+        "resized to 384 x 384 without keeping their proportions",
+    ),
+    "PoolFormer: the center of a larger image": (
+        PoolFormerImageProcessorPil,
+        {
+            "image_processor_type": "PoolFormerImageProcessor",
+            "size": 14,
+            "crop_size": SQUARE,
+            "crop_pct": 0.8,
+        },
+        "resized to 17 along the shorter side, cropped to the center of 14 x 14",
+    ),
+    "EfficientNet, whose classifier divides by the standard deviation twice": (
+        EfficientNetImageProcessorPil,
+        {
+            "image_processor_type": "EfficientNetImageProcessor",
+            "size": SQUARE,
+            "image_std": [0.47, 0.48, 0.5],
+            "resample": 0,
+            "include_top": True,
+        },
+        "resized to 14 x 14 without keeping their proportions",
+    ),
+    "EfficientNet with pixels from -1 to 1": (
+        EfficientNetImageProcessorPil,
+        {
+            "image_processor_type": "EfficientNetImageProcessor",
+            "size": SQUARE,
+            "rescale_factor": 1 / 127.5,
+            "rescale_offset": True,
+            "include_top": False,
+        },
+        "resized to 14 x 14 without keeping their proportions",
+    ),
+    "MobileNetV2, bilinear by default": (
+        MobileNetV2ImageProcessorPil,
+        {
+            "image_processor_type": "MobileNetV2ImageProcessor",
+            "size": {"shortest_edge": 16},
+            "crop_size": SQUARE,
+        },
+        "resized to 16 along the shorter side, cropped to the center of 14 x 14",
     ),
     "BLIP": (
         BlipImageProcessorPil,
@@ -186,6 +247,13 @@ def test_every_class_is_read_back_from_its_own_file(tmp_path: Path, name: str) -
     torch.testing.assert_close(processor(image), views(own, image), atol=1e-6, rtol=0)
 
 
+def test_every_towers_class_is_transformers() -> None:
+    """A file that names no class gets the class that transformers finds for the tower."""
+    for tower, name in CLASS_OF_TOWER.items():
+        model_type = tower.removesuffix("_vision_model")
+        assert IMAGE_PROCESSOR_MAPPING_NAMES[model_type]["pil"] == f"{name}Pil"
+
+
 @pytest.mark.parametrize(
     ("tower", "mean"), [("siglip", 0.5), ("clip_vision_model", CLIP_MEAN[0]), ("vit", 0.5)]
 )
@@ -212,8 +280,23 @@ def test_settings_of_text_and_image_in_two_files(tmp_path: Path) -> None:
     [
         ({"image_processor_type": "Siglip2ImageProcessor"}, "Siglip2ImageProcessor is not one of"),
         (
-            {"image_processor_type": "EfficientNetImageProcessor", "size": SQUARE},
-            "EfficientNetImage.* is not one of",
+            {"image_processor_type": "MobileViTImageProcessor", "size": SQUARE},
+            "MobileViTImage.* is not one of",
+        ),
+        (
+            {"image_processor_type": "ConvNextImageProcessor", "size": 8, "do_center_crop": True},
+            "do_center_crop is true",
+        ),
+        (
+            {"image_processor_type": "ConvNextImageProcessor", "size": 8, "crop_pct": 0.0},
+            "division by zero",
+        ),
+        (
+            {
+                "image_processor_type": "PoolFormerImageProcessor",
+                "size": {"height": 8, "width": 9},
+            },
+            "does not give a square",
         ),
         (
             {"image_processor_type": "CLIPImageProcessor", "size": SQUARE},

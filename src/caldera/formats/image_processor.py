@@ -12,9 +12,15 @@ from transformers import (
     BlipImageProcessorPil,
     ChineseCLIPImageProcessorPil,
     CLIPImageProcessorPil,
+    ConvNextImageProcessorPil,
+    EfficientNetImageProcessorPil,
     LlavaImageProcessorPil,
     LlavaNextImageProcessorPil,
     LlavaOnevisionImageProcessorPil,
+    MobileNetV1ImageProcessorPil,
+    MobileNetV2ImageProcessorPil,
+    PoolFormerImageProcessorPil,
+    PvtImageProcessorPil,
     SiglipImageProcessorPil,
     ViTImageProcessorPil,
 )
@@ -31,23 +37,48 @@ PROCESSOR_CLASSES: dict[str, Any] = {
     "BlipImageProcessor": BlipImageProcessorPil,
     "ChineseCLIPImageProcessor": ChineseCLIPImageProcessorPil,
     "CLIPImageProcessor": CLIPImageProcessorPil,
+    "ConvNextImageProcessor": ConvNextImageProcessorPil,
+    "EfficientNetImageProcessor": EfficientNetImageProcessorPil,
     "LlavaImageProcessor": LlavaImageProcessorPil,
     "LlavaNextImageProcessor": LlavaNextImageProcessorPil,
     "LlavaOnevisionImageProcessor": LlavaOnevisionImageProcessorPil,
+    "MobileNetV1ImageProcessor": MobileNetV1ImageProcessorPil,
+    "MobileNetV2ImageProcessor": MobileNetV2ImageProcessorPil,
+    "PoolFormerImageProcessor": PoolFormerImageProcessorPil,
+    "PvtImageProcessor": PvtImageProcessorPil,
     "SiglipImageProcessor": SiglipImageProcessorPil,
     "ViTImageProcessor": ViTImageProcessorPil,
 }
 """Transformers' classes whose pixels caldera makes; they give the settings that a file omits."""
 
-_CLASS_OF_TOWER = {
+CLASS_OF_TOWER = {
+    "bit": "BitImageProcessor",
     "clip": "CLIPImageProcessor",
     "clip_vision_model": "CLIPImageProcessor",
+    "convnext": "ConvNextImageProcessor",
+    "convnextv2": "ConvNextImageProcessor",
+    "cvt": "ConvNextImageProcessor",
     "dinov2": "BitImageProcessor",
+    "efficientnet": "EfficientNetImageProcessor",
+    "focalnet": "BitImageProcessor",
+    "hiera": "BitImageProcessor",
+    "mobilenet_v1": "MobileNetV1ImageProcessor",
+    "mobilenet_v2": "MobileNetV2ImageProcessor",
+    "poolformer": "PoolFormerImageProcessor",
+    "pvt_v2": "PvtImageProcessor",
+    "regnet": "ConvNextImageProcessor",
+    "resnet": "ConvNextImageProcessor",
     "siglip": "SiglipImageProcessor",
     "siglip_vision_model": "SiglipImageProcessor",
+    "swiftformer": "ViTImageProcessor",
+    "swin": "ViTImageProcessor",
+    "swinv2": "ViTImageProcessor",
     "vit": "ViTImageProcessor",
 }
 """Class by `model_type`, for files that do not name it."""
+
+_CONVNEXT_WHOLE_SIDE = 384
+"""Side from which on ConvNeXt's class resizes an image to a square instead of cropping it."""
 
 _RESCALE_FACTOR = 1 / 255
 _CHANNELS = 3
@@ -83,7 +114,7 @@ def load_processor(folder: Path, metadata: ModelMetadata | None = None) -> Image
         raise ModelFormatError(
             f"{file} has no usable image processor: {error} is missing; copy the file again"
         ) from None
-    except CONFIG_ERRORS as error:
+    except (*CONFIG_ERRORS, ArithmeticError) as error:
         raise ModelFormatError(f"{file} has no usable image processor: {error}") from None
 
 
@@ -126,7 +157,7 @@ def _with_defaults(content: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Return settings with those that a file omits, as the class that it names has them."""
     tower = read_json(folder / "config.json", required=False).get("model_type")
     class_name = content.get("image_processor_type") or content.get("feature_extractor_type")
-    name = class_name or _CLASS_OF_TOWER.get(str(tower))
+    name = class_name or CLASS_OF_TOWER.get(str(tower))
     if name is None:
         return content
     name = str(name).removesuffix("Fast").removesuffix("Pil")
@@ -137,7 +168,55 @@ def _with_defaults(content: dict[str, Any], folder: Path) -> dict[str, Any]:
     settings: dict[str, Any] = PROCESSOR_CLASSES[name](**explicit).to_dict()
     settings.setdefault("do_center_crop", False)
     settings["do_pad"] = name == "LlavaImageProcessor" and content.get("do_pad")
-    return settings
+    match name:
+        case "ConvNextImageProcessor":
+            return settings | _convnext_resize(settings)
+        case "EfficientNetImageProcessor":
+            return settings | _efficientnet_normalization(settings)
+        case "PoolFormerImageProcessor":
+            return settings | _poolformer_resize(settings)
+        case _:
+            return settings
+
+
+def _convnext_resize(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the resize of ConvNeXt's class, which takes the center of a larger image, as size and crop."""
+    side, fraction = settings["size"]["shortest_edge"], settings["crop_pct"]
+    square = {"height": side, "width": side}
+    if settings["do_center_crop"]:
+        raise ValueError(
+            "do_center_crop is true, which ConvNextImageProcessor would do after its own crop"
+        )
+    if side >= _CONVNEXT_WHOLE_SIDE:
+        return {"size": square, "crop_size": None}
+    resized = {"shortest_edge": int(side / fraction)}
+    return {"size": resized, "crop_size": square, "do_center_crop": True}
+
+
+def _poolformer_resize(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the resize of PoolFormer's class, which enlarges `size` by `crop_pct`, as size and crop."""
+    size, fraction = settings["size"], settings["crop_pct"]
+    if fraction is None:
+        return {}
+    lengths = set(size.values())
+    if len(lengths) != 1:
+        raise ValueError(f"size {shorten_value(size)} does not give a square")
+    return {"size": {"shortest_edge": int(lengths.pop() / fraction)}}
+
+
+def _efficientnet_normalization(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the normalization of EfficientNet's class as one mean and standard deviation of fractions of 255.
+
+    The class may subtract 1 from the scaled pixels, and may divide them by the standard deviation twice.
+    """
+    factor = settings["rescale_factor"] / _RESCALE_FACTOR
+    offset = 1 if settings["rescale_offset"] else 0
+    power = 2 if settings["include_top"] else 1
+    return {
+        "rescale_factor": _RESCALE_FACTOR,
+        "image_mean": [(mean + offset) / factor for mean in settings["image_mean"]],
+        "image_std": [std**power / factor for std in settings["image_std"]],
+    }
 
 
 def _read_resize(content: dict[str, Any], aspect: ImageAspect) -> dict[str, Any]:

@@ -154,7 +154,7 @@ def _are_channels_last(states: tuple[Tensor, ...]) -> bool:
 
 
 def _list_maps(states: tuple[Tensor, ...]) -> str:
-    """List the grids and widths of maps; sequences are all alike."""
+    """List the grids and widths of maps; those of sequences are equal."""
     if states[0].ndim != _MAP_AXES:
         return ""
     return ": " + ", ".join(
