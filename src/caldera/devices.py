@@ -1,6 +1,7 @@
 """Devices and their precision, the runtime of a job, and CPU features."""
 
 import ctypes
+import logging
 import os
 import random
 import sys
@@ -15,8 +16,12 @@ import torch
 from caldera.errors import UsageError
 from caldera.progress import Progress
 
+log = logging.getLogger(__name__)
+
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """glibc's numbers of two `mallopt` settings."""
+
+_CPU = torch.device("cpu")
 
 _PAGE_OUT = 21
 """Linux's number for the advice to `madvise` that pages are not needed soon."""
@@ -27,9 +32,21 @@ def has_fast_bf16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def fastest_dtype() -> torch.dtype:
-    """Return the precision with the fastest matrix products on this CPU."""
-    return torch.bfloat16 if has_fast_bf16() else torch.float32
+def fastest_dtype(device: torch.device = _CPU) -> torch.dtype:
+    """Return the precision with the fastest matrix products on a device.
+
+    It is bf16 where the hardware multiplies it, else fp16 on a GPU and fp32 on a CPU.
+    """
+    if device.type == "cuda":
+        # torch.cuda.is_bf16_supported() is true where bf16 is only emulated, as on T4 and V100.
+        has_bf16 = bool(torch.version.hip) or torch.cuda.get_device_capability(device) >= (8, 0)
+    elif device.type == "mps":
+        has_bf16 = torch.backends.mps.is_macos_or_newer(14, 0)
+    else:
+        has_bf16 = has_fast_bf16()
+    if has_bf16:
+        return torch.bfloat16
+    return torch.float32 if is_cpu(device) else torch.float16
 
 
 def fastest_attention(dtype: torch.dtype) -> str:
@@ -40,12 +57,32 @@ def fastest_attention(dtype: torch.dtype) -> str:
     return "eager" if dtype == torch.bfloat16 else "sdpa"
 
 
+def is_cpu(device: torch.device) -> bool:
+    """Return whether a device is the CPU, for which caldera has its own decoder and layouts of weights."""
+    return device.type == "cpu"
+
+
+def has_packed_weights(device: torch.device) -> bool:
+    """Return whether oneDNN multiplies by packed weights on a device, as stored or in int8."""
+    return is_cpu(device) and torch.backends.mkldnn.is_available()
+
+
+def has_packed_attention(device: torch.device) -> bool:
+    """Return whether attention over packed rows is used on a device: its own on a CPU, FlexAttention on CUDA."""
+    return device.type in ("cpu", "cuda")
+
+
+def has_flex_attention(device: torch.device) -> bool:
+    """Return whether FlexAttention has a backward pass on a device."""
+    return device.type == "cuda"
+
+
 def release_file_pages(memory: torch.Tensor) -> None:
     """Release the memory of a memory-mapped tensor; its pages are read from the file again when they are used.
 
     Memory that is not backed by a file stays. Does nothing on systems other than Linux.
     """
-    if not sys.platform.startswith("linux") or memory.device.type != "cpu":
+    if not sys.platform.startswith("linux") or not is_cpu(memory.device):
         return
     first = -(-memory.data_ptr() // PAGESIZE) * PAGESIZE
     last = (memory.data_ptr() + memory.nbytes) // PAGESIZE * PAGESIZE
@@ -76,7 +113,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-DtypeName = Literal["auto", "float32", "bfloat16"]
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+
+FLOAT16_MAX = int(torch.finfo(torch.float16).max)
+"""Largest number in fp16; models whose activations are larger need bf16 or fp32."""
+
+_DEVICE_TYPES = ("cpu", "cuda", "mps")
 
 _MAX_WORKERS = 8
 """More decoding processes did not speed up the training of one model."""
@@ -109,15 +151,19 @@ class DeviceConfig:
     @contextmanager
     def fork_rng(self, *numbers: int) -> Iterator[None]:
         """Seed the random numbers of the block, such as dropout, with `numbers`, and restore the generator after it."""
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+        devices = [] if is_cpu(self.device) else [self.device]
+        with torch.random.fork_rng(devices, device_type=self.device.type):
             torch.manual_seed(random.Random(repr(numbers)).getrandbits(63))
             yield
+
+    def grad_scaler(self) -> torch.amp.GradScaler:
+        """Return a scaler of the loss, so that small gradients do not vanish in fp16; it does nothing elsewhere."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
     @property
     def attention(self) -> str:
         """The name of transformers' attention function; on GPUs the fused one (not measured)."""
-        return fastest_attention(self.dtype) if self.device.type == "cpu" else "sdpa"
+        return fastest_attention(self.dtype) if is_cpu(self.device) else "sdpa"
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,19 +177,56 @@ class Runtime:
 
 
 def choose_device(device: str = "auto", dtype: DtypeName = "auto") -> DeviceConfig:
-    """Return the best available device, with bf16 where it is faster than fp32."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    """Return a device and the precision of its matrix products.
+
+    Args:
+        device: `cpu`, `cuda`, `cuda:1`, `mps` and so on; `auto` is CUDA where there is a GPU, else MPS, else the CPU.
+        dtype: `auto` is the fastest precision of the device, as `fastest_dtype` describes it.
+
+    Raises:
+        UsageError: The device cannot be used.
+    """
+    torch_device = _open_device(_best_device() if device == "auto" else device)
+    fastest = fastest_dtype(torch_device)
+    if dtype == "auto":
+        return DeviceConfig(torch_device, fastest)
+    chosen: torch.dtype = getattr(torch, dtype)
+    if is_cpu(torch_device) and not _is_fast_on_cpu(chosen):
+        log.warning(
+            "this CPU multiplies %s in software, many times slower than %s; --dtype auto takes the latter",
+            *(dtype, str(fastest).removeprefix("torch.")),
+        )
+    return DeviceConfig(torch_device, chosen)
+
+
+def _best_device() -> str:
+    """Return the device that `auto` means."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _open_device(name: str) -> torch.device:
+    """Return a device that can be used; raise UsageError for any other."""
     try:
-        torch_device = torch.device(device)
-        torch.empty(1, device=torch_device)
+        device = torch.device(name)
+        if device.type == "mps" and not torch.backends.mps.is_available():
+            raise RuntimeError("it needs a Mac with an Apple GPU, and a build of torch for it")
+        if device.type not in _DEVICE_TYPES:
+            raise RuntimeError(f"caldera runs on {', '.join(_DEVICE_TYPES)}")
+        torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(
-            f"device {device!r} cannot be used: {str(error).splitlines()[0]}"
-        ) from None
-    if dtype == "float32" or dtype == "bfloat16":
-        return DeviceConfig(torch_device, getattr(torch, dtype))
-    if torch_device.type == "cpu":
-        return DeviceConfig(torch_device, fastest_dtype())
-    has_bf16 = torch.cuda.is_bf16_supported()
-    return DeviceConfig(torch_device, torch.bfloat16 if has_bf16 else torch.float32)
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"device {name!r} cannot be used: {reason}") from None
+    return device
+
+
+def _is_fast_on_cpu(dtype: torch.dtype) -> bool:
+    """Return whether this CPU multiplies a precision in hardware."""
+    match dtype:
+        case torch.bfloat16:
+            return has_fast_bf16()
+        case torch.float16:
+            return has_packed_weights(_CPU) and torch.ops.mkldnn._is_mkldnn_fp16_supported()
+        case _:
+            return True

@@ -227,7 +227,7 @@ def test_a_model_is_loaded_as_users_write_it(tmp_path: Path, assistant: LlavaBun
         assert model.chat("what?", max_new_tokens=2, stop=".", seed=None) is not None
     for arguments, message in (
         ({"folder": 5}, "a model folder cannot be 5 of type int"),
-        ({"folder": tmp_path, "dtype": torch.float16}, "no dtype is called 'float16'"),
+        ({"folder": tmp_path, "dtype": torch.float64}, "no dtype is called 'float64'"),
         ({"folder": tmp_path, "settings": {"slots": 2}}, "settings is .*caldera.EngineConfig"),
         ({"folder": tmp_path, "fetch_image": True}, "fetch_image is True; give a function"),
         ({"folder": tmp_path, "device": "gpu"}, "device 'gpu' cannot be used"),
@@ -250,8 +250,34 @@ def test_the_precision_follows_the_stored_one(tmp_path: Path, assistant: LlavaBu
     save_model_folder(tmp_path / "half", assistant)
     assert with_stored_dtype(tmp_path / "full", fast).dtype == torch.float32
     assert with_stored_dtype(tmp_path / "half", fast).dtype == torch.bfloat16
+    assistant.model.half()
+    save_model_folder(tmp_path / "fp16", assistant)
+    assert with_stored_dtype(tmp_path / "fp16", fast).dtype == torch.bfloat16
+    gpu = DeviceConfig(torch.device("cuda"), torch.bfloat16)
+    assert with_stored_dtype(tmp_path / "fp16", gpu).dtype == torch.float16
+    assert with_stored_dtype(tmp_path / "half", gpu).dtype == torch.bfloat16
     (tmp_path / "half" / "model.safetensors").unlink()
     with pytest.raises(ModelFormatError, match=r"has no model\.safetensors"):
         with_stored_dtype(tmp_path / "half", fast)
     with pytest.raises(ModelFormatError, match="is not a model folder itself"):
         with_stored_dtype(tmp_path, fast)
+
+
+def test_a_model_stored_in_fp16_runs_in_it(
+    tmp_path: Path, assistant: LlavaBundle, photos: Path
+) -> None:
+    """Its logits are near those in fp32; weights that exceed fp16 are an error, not an infinity."""
+    assistant.model.half()
+    save_model_folder(tmp_path / "model", assistant)
+    logits = []
+    for dtype in ("float32", "float16"):
+        with caldera.load(tmp_path, dtype=dtype) as model:  # type: ignore[arg-type] # checked when run
+            logits.append(model.logits("what is it?", photos / "0.png").float())
+            assert model.chat("what is it?", photos / "0.png", max_new_tokens=3)
+    assert 1e-6 < float((logits[1] - logits[0]).norm() / logits[0].norm()) < 0.02
+    assistant.model.float()
+    with torch.no_grad():
+        assistant.model.projector.layers[0].weight[0, 0] = 7e4
+    save_model_folder(tmp_path / "wide", assistant)
+    with pytest.raises(UsageError, match="weights beyond 65504, where float16 ends; use --dtype"):
+        caldera.load(tmp_path / "wide", dtype="float16")

@@ -66,16 +66,32 @@ def test_the_fast_decoder_gives_the_models_own_logits(name: str) -> None:
 
 
 @pytest.mark.parametrize("quantization", ["as stored", "int8"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_lower_precisions_stay_close(dtype: torch.dtype, quantization: str) -> None:
     """Logits differ from those in fp32 by a few percent of their norm, and are not equal."""
     if dtype == torch.float32 and quantization == "as stored":
         pytest.skip("that is fp32 itself")
     model = random_language(LANGUAGES["llama"])
     exact = logits_of(TransformersDecoder(model), model)
-    near = logits_of(choose_decoder(model.to(dtype), 3, quantization=quantization), model).float()  # type: ignore[arg-type]
+    fast = choose_decoder(model.to(dtype), 3, quantization=quantization)  # type: ignore[arg-type]
+    assert isinstance(fast, LlamaDecoder)
+    near = logits_of(fast, model).float()
     distance = float((near - exact).norm() / exact.norm())
     assert 1e-4 < distance < 0.08
+
+
+@pytest.mark.parametrize(
+    ("device", "reason"),
+    [("meta", "the model is on meta, and the fast decoder is for CPUs"), ("cpu", "no oneDNN")],
+)
+def test_int8_is_refused_where_it_is_not_computed(
+    device: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On another device, and in a build of torch without oneDNN, as those for Macs."""
+    model = random_language(LANGUAGES["llama"]).to(torch.device(device))
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    with pytest.raises(UsageError, match=f"int8 is not possible here: .*{reason}"):
+        choose_decoder(model, 3, quantization="int8")
 
 
 @pytest.mark.parametrize("name", sorted(LANGUAGES.keys() - set(FAST)))

@@ -168,6 +168,24 @@ def test_blocks_of_any_size_give_the_same_gradients(
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_padded_blocks_have_finite_gradients_in_fp16() -> None:
+    """Queries that only fill a block attend to nothing, as all keys of this row fit into it."""
+    row = PackedRow(0, 3, (5,))
+    plan = AttentionPlan([row], torch.cat([row.positions, torch.zeros(3, dtype=torch.long)]))
+    rng = torch.Generator().manual_seed(1)
+    tables = [
+        torch.randn(1, heads, 11, 16, generator=rng).half().requires_grad_() for heads in (4, 2, 2)
+    ]
+    query, key, value = tables
+    attended, _ = packed_attention.packed_attention(
+        torch.nn.Module(), query, key, value, None, packing=plan
+    )
+    attended[:, :8].float().square().sum().backward()
+    for table in tables:
+        assert table.grad is not None
+        assert table.grad[:, :, :8].isfinite().all()
+
+
 def expected_mask(rows: Sequence[PackedRow]) -> Tensor:
     """Return which query attends to which key, (tokens, tokens), computed token by token."""
     mask = torch.zeros(TOKENS, TOKENS, dtype=torch.bool)

@@ -15,7 +15,7 @@ from caldera.chat.image_inputs import FetchImage, ImageInput, decode_input, to_i
 from caldera.chat.messages import read_messages
 from caldera.chat.session import Session, user_turn
 from caldera.conversation import Conversation, ImageRef
-from caldera.devices import DeviceConfig, DtypeName, choose_device
+from caldera.devices import FLOAT16_MAX, DeviceConfig, DtypeName, choose_device, is_cpu
 from caldera.errors import QueueFullError, UnknownNameError, UsageError, shorten_value
 from caldera.formats.model_paths import find_model
 from caldera.formats.open_model import load_model
@@ -33,10 +33,16 @@ def load_engine(
 
     Raises:
         ModelFormatError: The folder cannot be loaded.
-        UsageError: The model or the device does not support the quantization.
+        UsageError: The model or the device does not support the quantization, or the weights exceed the precision.
     """
     assistant = load_model(folder, compute.dtype)
-    assistant.model.to(compute.device)
+    model = assistant.model.to(compute.device)
+    if compute.dtype == torch.float16 and not all(
+        bool(weight.isfinite().all()) for weight in model.parameters()
+    ):
+        raise UsageError(
+            f"{folder} has weights beyond {FLOAT16_MAX}, where float16 ends; use --dtype bfloat16 or float32"
+        )
     return Engine(assistant, settings)
 
 
@@ -51,7 +57,9 @@ def load_session(
 
 
 def with_stored_dtype(folder: Path, compute: DeviceConfig) -> DeviceConfig:
-    """Return `compute` with fp32 if the model folder is stored in fp32.
+    """Return `compute` with the precision that a model folder is stored in, where no product is slow in it.
+
+    That is fp32, and on GPUs fp16: bf16 would round the weights.
 
     Args:
         folder: A model folder.
@@ -60,8 +68,9 @@ def with_stored_dtype(folder: Path, compute: DeviceConfig) -> DeviceConfig:
     Raises:
         ModelFormatError: It is not a model folder, or its weights cannot be listed.
     """
-    is_fp32 = stored_dtype(read_weights(find_model(folder))) == torch.float32
-    return replace(compute, dtype=torch.float32) if is_fp32 else compute
+    stored = stored_dtype(read_weights(find_model(folder)))
+    kept = (torch.float32,) if is_cpu(compute.device) else (torch.float32, torch.float16)
+    return replace(compute, dtype=stored) if stored in kept else compute
 
 
 _QUEUE_SECONDS = 0.02
@@ -324,7 +333,8 @@ def load(
     Args:
         folder: The folder.
         device: A torch device, or "auto".
-        dtype: Precision; "auto" is float32 if the model is stored so, else bfloat16 where the processor is fast at it.
+        dtype: Precision; "auto" is float32 if the model is stored so, else the fastest of the device: on CPUs bfloat16
+            or float32, on GPUs float16 if stored so, else bfloat16 where the GPU has it.
         settings: Configuration of the engine, such as EngineConfig(quantization="int8").
         fetch_image: Function that returns the content of an image's URL; without it, URLs as images are errors.
 

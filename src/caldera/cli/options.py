@@ -97,12 +97,12 @@ IgnoreField = Annotated[
     typer.Option(metavar="NAME", help="Extra field of records to ignore. Repeatable."),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
-Dtype = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ..., mps.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 StoredDtype = Annotated[
     str,
     typer.Option(
-        help="float32, bfloat16, or auto: float32 if stored so, else bfloat16 where the CPU is fast at it."
+        help="float32, bfloat16, float16, or auto: float32 if stored so, else the fastest of the device."
     ),
 ]
 Workers = Annotated[

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from caldera.devices import has_packed_weights, is_cpu
 from caldera.errors import UsageError
 from caldera.inference.decoder import Decoder, TransformersDecoder
 from caldera.inference.llama_decoder import LlamaDecoder
@@ -42,7 +43,7 @@ def choose_decoder(
     Raises:
         UsageError: int8 is requested, but not possible for this model or device.
     """
-    reason = _why_not_fast(language) if allow_fast else "it is disabled"
+    reason = _why_not_fast(language, quantization) if allow_fast else "it is disabled"
     if not reason:
         table = language.get_input_embeddings()
         # before the fast decoder releases the model's weights
@@ -62,10 +63,12 @@ def choose_decoder(
     return TransformersDecoder(language)
 
 
-def _why_not_fast(language: PreTrainedModel) -> str:
+def _why_not_fast(language: PreTrainedModel, quantization: Quantization) -> str:
     """Return why a model has no fast decoder; empty if it has one."""
-    if language.device.type != "cpu":
+    if not is_cpu(language.device):
         return f"the model is on {language.device}, and the fast decoder is for CPUs"
+    if quantization == "int8" and not has_packed_weights(language.device):
+        return "this build of torch has no oneDNN"
     if language.dtype not in _TOLERANCES:
         return f"its weights are in {language.dtype}"
     return LlamaDecoder.unsupported_reason(language)
@@ -85,6 +88,6 @@ def _probe_logits(decoder: Decoder, table: nn.Module) -> Tensor:
 
 def pack_vision_weights(model: Llava) -> None:
     """Pack the weights of tower and projector for the CPU they are on; their outputs stay the same."""
-    if model.embedding_weight.device.type == "cpu":
+    if has_packed_weights(model.embedding_weight.device):
         pack_layers(model.vision.tower)
         pack_layers(model.projector)

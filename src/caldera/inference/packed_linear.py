@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from caldera.devices import release_file_pages
+from caldera.devices import has_packed_weights, release_file_pages
 
 Quantization = Literal["as stored", "int8"]
 
@@ -157,10 +157,10 @@ def _concat_biases(biases: Sequence[Tensor | None], weights: Sequence[Tensor]) -
 
 def can_pack(weight: Tensor) -> bool:
     """Return whether oneDNN can pack these weights."""
-    on_cpu = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    has_packed = has_packed_weights(weight.device)
     if weight.dtype == torch.bfloat16:
-        return on_cpu and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return on_cpu and weight.dtype == torch.float32
+        return has_packed and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return has_packed and weight.dtype == torch.float32
 
 
 class PackedLinear(nn.Module):

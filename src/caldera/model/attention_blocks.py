@@ -22,7 +22,7 @@ MaskRule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """FlexAttention's `mask_mod`: batch, head, query and key to whether the query attends to the key."""
 
 _MASKED_SCORE = -1e30
-"""Added to the score of a masked key; finite, so that a row with nothing else is not NaN."""
+"""Added to the score of a masked key; finite, so that a row with nothing else is not NaN; in fp16, half its range."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,17 +157,18 @@ class AttentionPlan:
         """
         if (window, dtype) not in self._masks:
             self._masks[window, dtype] = [
-                self._mask(bucket, window).to(dtype).unsqueeze(1) for bucket in self.buckets
+                self._mask(bucket, window, dtype).unsqueeze(1) for bucket in self.buckets
             ]
         return self._masks[window, dtype]
 
-    def _mask(self, bucket: Bucket, window: int | None) -> Tensor:
+    def _mask(self, bucket: Bucket, window: int | None, dtype: torch.dtype) -> Tensor:
         """Return the mask of a bucket, (blocks, queries, keys)."""
         queries, keys = bucket.queries.unsqueeze(2), bucket.keys.unsqueeze(1)
         attends = self.attends(queries, keys)
         if window is not None:
             attends &= self._positions[queries] - self._positions[keys] < window
-        return torch.where(attends, 0.0, _MASKED_SCORE)
+        masked_score = max(_MASKED_SCORE, torch.finfo(dtype).min / 2)
+        return torch.where(attends, 0.0, masked_score).to(dtype)
 
     def gather_index(self, heads: int, key_heads: int) -> GatherIndex:
         """Return the indices for numbers of heads; computed once, as all layers of a model have the same."""

@@ -19,6 +19,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from caldera.batches.packing import PackedRow
+from caldera.devices import has_flex_attention, has_packed_attention
 from caldera.model.attention_blocks import AttentionPlan
 from caldera.model.packed_attention import NAME
 
@@ -173,7 +174,8 @@ def choose_batch_layout(language: PreTrainedModel, padded_attention: str) -> Bat
 
 def _candidates(language: PreTrainedModel) -> Iterator[BatchLayout]:
     """Yield the batch layouts to try, the fastest first."""
-    yield "flex" if language.device.type == "cuda" else "packed"
+    if has_packed_attention(language.device):
+        yield "flex" if has_flex_attention(language.device) else "packed"
     # A full mask is the same for all layers, so it cannot have a sliding window in some.
     if not language.config.to_dict().get("sliding_window"):
         yield "masked"

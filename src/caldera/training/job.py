@@ -39,7 +39,7 @@ from caldera.batches.samples import Sample, SampleBuilder
 from caldera.conversation import Conversation
 from caldera.datasets.origins import describe_data_file
 from caldera.devices import DeviceConfig, Runtime, tune_malloc
-from caldera.errors import ConversationError, InputError, UsageError
+from caldera.errors import ConversationError, InputError, TrainingError, UsageError
 from caldera.files.atomic import lock_folder, to_plain_json
 from caldera.files.skipped_items import SkippedItems
 from caldera.formats.assemble import add_special_tokens, with_image_aspect
@@ -286,6 +286,7 @@ def cached_tower_features(
 
     Raises:
         InputError: An image cannot be used, or the store cannot be read.
+        TrainingError: Features are not finite in the precision.
         OutputError: The store cannot be written, or the disk has too little space.
     """
     compute = runtime.compute
@@ -294,7 +295,14 @@ def cached_tower_features(
     @torch.no_grad()
     def encode(pixels: Tensor) -> Tensor:
         with compute.autocast():
-            return vision(pixels.to(compute.device)).cpu()
+            encoded: Tensor = vision(pixels.to(compute.device)).cpu()
+        # Stores are in the dtype of the products.
+        if not encoded.to(compute.dtype).isfinite().all():
+            raise TrainingError(
+                f"the vision tower's features are not finite in {str(compute.dtype).removeprefix('torch.')}; "
+                "use --dtype float32"
+            )
+        return encoded
 
     return cache_features(
         FeatureStore(folder, _store_name(assistant, compute, decoding), compute.dtype),
@@ -371,7 +379,7 @@ def _move_to_device(model: Llava, compute: DeviceConfig) -> None:
     """Move the model to the device, with the fastest attention there."""
     model.to(compute.device)
     model.choose_batch_layout(compute.attention)
-    model.vision.tower.set_attn_implementation(compute.attention)
+    model.vision.set_attention(compute.attention)
 
 
 def _updated_metadata(

@@ -144,6 +144,9 @@ class _Loop:
         decodes = isinstance(data.images, DecodedImages)
         self.prefetch_config = PrefetchConfig(workers=job.runtime.workers if decodes else 0)
         self.optimizer = build_optimizer(model, stage)
+        self.scaler = job.runtime.compute.grad_scaler()
+        self.num_skipped = 0
+        """Steps whose gradients overflowed fp16."""
         self.first_step = 0
         self.version: int | None = _VERSION
         self.saved_step, self.saved_at = 0, time.monotonic()
@@ -172,6 +175,8 @@ class _Loop:
                 "now; restore the former images, or choose another --out"
             )
         restore_state(checkpoint.tensors, self.model, self.optimizer)
+        self.scaler.load_state_dict(checkpoint.extra.get("grad_scaler", {}))
+        self.num_skipped = checkpoint.extra.get("num_skipped", 0)
         self.first_step = self.saved_step = checkpoint.step
         log.info("resuming from step %d of %d", checkpoint.step, self.num_steps)
         set_aside_corrupt(self.checkpoints, checkpoint.step)
@@ -251,9 +256,11 @@ class _Loop:
                             self.optimizer,
                             max_grad_norm=stage.max_grad_norm,
                             compute=runtime.compute,
+                            scaler=self.scaler,
                         )
+                self.num_skipped += report.skipped
                 metrics = {
-                    **asdict(report),
+                    **{name: value for name, value in asdict(report).items() if value is not None},
                     "learning_rate": stage.learning_rate * factor,
                     "data_wait_fraction": batches.wait_fraction(),
                 }
@@ -264,6 +271,12 @@ class _Loop:
                 self.raise_if_stopped(step + 1)
         waited = batches.waited / max(time.monotonic() - start, 1e-9)
         log.info("%.1f %% of the time was spent waiting for data", 100 * waited)
+        if self.num_skipped:
+            log.info(
+                "%d of %d steps changed no weight, as their scaled gradients overflowed float16; the first few always "
+                "may, more are a reason to train with --dtype bfloat16 or float32",
+                *(self.num_skipped, self.num_steps),
+            )
         self.model.eval()
         return num_samples
 
@@ -293,6 +306,8 @@ class _Loop:
             "num_records": len(self.data.training),
             "unlogged": self.unlogged,
             "loop_version": self.version,
+            "grad_scaler": self.scaler.state_dict(),
+            "num_skipped": self.num_skipped,
         }
         tensors = collect_state(self.model, self.optimizer)
         save_checkpoint(self.checkpoints, Checkpoint(step, self.fingerprint, tensors, extra))

@@ -9,12 +9,15 @@ import torch
 from torch import nn
 
 from caldera.batches.packing import Batch
-from caldera.devices import DeviceConfig, is_out_of_memory
+from caldera.devices import FLOAT16_MAX, DeviceConfig, is_out_of_memory
 from caldera.errors import TrainingError
 from caldera.model.llava import Llava
 
 _MAX_NAMED = 8
 """Records that a message names."""
+
+_MIN_LOSS_SCALE = 1.0
+"""Scale of the loss in fp16 down to which gradients that are not finite are taken for an overflow of that scale."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +32,16 @@ class StepReport:
     num_tokens: int
     """Tokens computed by the model, without padding; shared prefixes count once."""
 
-    grad_norm: float
-    """Norm of the gradient before clipping."""
+    grad_norm: float | None
+    """Norm of the gradient before clipping; None if the step was skipped."""
+
+    loss_scale: float | None = None
+    """Factor of the loss in this step, so that small gradients do not vanish in fp16; None in other precisions."""
+
+    @property
+    def skipped(self) -> bool:
+        """Whether no weight was changed, as the scaled gradients overflowed; the next step has half the scale."""
+        return self.grad_norm is None
 
 
 class UpdateError(TrainingError):
@@ -44,6 +55,7 @@ def training_step(
     *,
     max_grad_norm: float | None,
     compute: DeviceConfig,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> StepReport:
     """Take one optimizer step on the mean loss over the supervised tokens of all micro-batches, by their weights.
 
@@ -53,6 +65,7 @@ def training_step(
         optimizer: Updates the trainable weights.
         max_grad_norm: Gradients are clipped to this norm; None does not clip.
         compute: Device and precision.
+        scaler: Scales the loss; it is changed. None is a new scaler of the precision.
 
     Raises:
         TrainingError: Loss or gradient is not finite, or memory ran out; no weight was changed.
@@ -62,25 +75,32 @@ def training_step(
     # Without a supervised token the loss is 0.
     divisor = max(1, num_supervised)
     trainable = [weight for group in optimizer.param_groups for weight in group["params"]]
+    scaler = scaler or compute.grad_scaler()
+    scale = scaler.get_scale() if scaler.is_enabled() else None
     total = 0.0
     try:
         for batch in micro_batches:
             with _out_of_memory_errors(batch):
                 with compute.autocast():
                     loss = model(batch.to(compute.device)).total * batch.loss_weight
-                (loss / divisor).backward()
+                scaler.scale(loss / divisor).backward()
                 total += float(loss.detach())
-            _check_finite("loss", total / divisor, [batch])
+            _check_finite("loss", total / divisor, [batch], compute)
+        scaler.unscale_(optimizer)
         limit = inf if max_grad_norm is None else max_grad_norm
         norm = float(nn.utils.clip_grad_norm_(trainable, limit))
-        _check_finite("gradient norm", norm, micro_batches)
+        skipped = scale is not None and scale > _MIN_LOSS_SCALE and not isfinite(norm)
+        if not skipped:
+            _check_finite("gradient norm", norm, micro_batches, compute)
     except TrainingError:
         optimizer.zero_grad(set_to_none=True)
         raise
-    _update(optimizer, trainable)
+    if not skipped:
+        _update(optimizer, trainable)
+    scaler.update()
     optimizer.zero_grad(set_to_none=True)
     num_tokens = sum(len(batch.input_ids) for batch in micro_batches)
-    return StepReport(total / divisor, num_supervised, num_tokens, norm)
+    return StepReport(total / divisor, num_supervised, num_tokens, None if skipped else norm, scale)
 
 
 @torch.no_grad()
@@ -102,15 +122,19 @@ def evaluate_loss(model: Llava, batches: Iterable[Batch], compute: DeviceConfig)
     return total / max(1, count)
 
 
-def _check_finite(name: str, value: float, micro_batches: Sequence[Batch]) -> None:
+def _check_finite(
+    name: str, value: float, micro_batches: Sequence[Batch], compute: DeviceConfig
+) -> None:
     """Raise TrainingError if a value is not finite, naming the records of the micro-batches that it comes from."""
     if isfinite(value):
         return
     ids = [name for batch in micro_batches for name in batch.record_ids]
     rest = f" and {len(ids) - _MAX_NAMED} more" if len(ids) > _MAX_NAMED else ""
+    advice = "lower the learning rate or inspect these records"
+    if compute.dtype == torch.float16:
+        advice += f", or train with --dtype float32: float16 ends at {FLOAT16_MAX}"
     raise TrainingError(
-        f"{name} {value} is not finite at records {ids[:_MAX_NAMED]}{rest}; no weight was changed by them; lower the "
-        "learning rate or inspect these records"
+        f"{name} {value} is not finite at records {ids[:_MAX_NAMED]}{rest}; no weight was changed by them; {advice}"
     )
 
 

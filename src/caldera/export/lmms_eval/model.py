@@ -44,7 +44,7 @@ class LmmsModel(lmms):  # type: ignore[misc] # lmms-eval is optional
         Args:
             pretrained: The folder.
             device: A torch device, or "auto".
-            dtype: "float32", "bfloat16" or "auto".
+            dtype: "float32", "bfloat16", "float16" or "auto".
             batch_size: Questions per batch; lmms-eval's `--batch_size`.
             seed: Random seed, for tasks with a temperature.
             ignore_until: Whether to ignore a task's stops.
