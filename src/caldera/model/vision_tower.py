@@ -1,5 +1,6 @@
 """Vision tower of any family in transformers, from pixels to patch features."""
 
+from contextlib import suppress
 from typing import Literal, Self
 
 import torch
@@ -123,6 +124,11 @@ class VisionTower(nn.Module):
         features = self._hidden(pixels).flatten(1, -2)  # (views, prefix tokens + patches, width)
         return features if self.select == "cls_patch" else features[:, self.num_prefix_tokens :]
 
+    def set_attention(self, name: str) -> None:
+        """Use one of transformers' attention functions; a tower that does not support it keeps what it has."""
+        with suppress(ValueError):
+            self.tower.set_attn_implementation(name)
+
     def train(self, mode: bool = True) -> Self:
         """Set training mode; batch norms stay in evaluation mode, so that their running statistics never change.
 
@@ -140,17 +146,19 @@ def _complete_maps(states: tuple[Tensor, ...], last: Tensor) -> tuple[Tensor, ..
 
     Where the last map is none of the hidden states, as in EfficientNet and MobileNetV2, it is added at the end.
     """
-    channels_last = _are_channels_last(states)
-    maps = tuple(state if channels_last else state.permute(0, 2, 3, 1) for state in states)
-    if last.ndim == _MAP_AXES and last.shape != states[-1].shape:
-        maps += (last if _are_channels_last((last,)) else last.permute(0, 2, 3, 1),)
+    maps = _channels_last(states)
+    if last.ndim == _MAP_AXES:
+        (last,) = _channels_last((last,))
+        if last.shape != maps[-1].shape:
+            maps += (last,)
     return maps
 
 
-def _are_channels_last(states: tuple[Tensor, ...]) -> bool:
-    """Return whether maps of square images have their width in the last axis: no other is square."""
-    channels_first = all(state.shape[2] == state.shape[3] for state in states)
-    return not channels_first and all(state.shape[1] == state.shape[2] for state in states)
+def _channels_last(states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return maps of square images with their width in the last axis; rows and columns are equal in all of them."""
+    if all(state.shape[2] == state.shape[3] for state in states):
+        return tuple(state.permute(0, 2, 3, 1) for state in states)
+    return states
 
 
 def _list_maps(states: tuple[Tensor, ...]) -> str:
