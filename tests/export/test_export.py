@@ -1,6 +1,7 @@
 """Exports and comparisons by name; an export is never called good before it was compared."""
 
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,6 @@ from caldera.export.export import (
     export_model,
     parity_json,
 )
-from caldera.export.parity import llama_cpp_side
 from caldera.export.parity.sample_images import (
     NUM_SCENES,
     QUESTIONS,
@@ -40,7 +40,7 @@ def test_without_llama_cpp_files_are_written_but_not_called_good(
     tmp_path: Path, assistant: LlavaBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The note names the files, what is missing, and the command that compares them."""
-    monkeypatch.setattr(llama_cpp_side, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
     save_model_folder(tmp_path / "m", assistant)
     config = ExportConfig(folder=tmp_path / "m", out=tmp_path / "out")
     report = export_model("gguf", config, NoProgress())

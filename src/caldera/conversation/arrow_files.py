@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from caldera.errors import InputError, UsageError
+from caldera.errors import InputError
+from caldera.extras import require_extra
 
 if TYPE_CHECKING:
     from pyarrow import RecordBatch
@@ -42,10 +43,9 @@ def read_arrow_rows(
         InputError: The files cannot be read, or belong to several splits and `split` is not given.
         UsageError: pyarrow is not installed.
     """
-    try:
-        import pyarrow
-    except ImportError as error:
-        raise UsageError("parquet needs pyarrow; run: pip install 'caldera[parquet]'") from error
+    require_extra("parquet", str(path))
+    import pyarrow
+
     for file in _data_files(path, split) if path.is_dir() else [path]:
         row = 0
         try:

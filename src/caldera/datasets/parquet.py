@@ -14,6 +14,7 @@ from caldera.conversation import Conversation, to_record
 from caldera.conversation.reader import ReadOptions, iter_conversations
 from caldera.datasets.importer import finish_with_records
 from caldera.errors import InputError, OutputError, UsageError
+from caldera.extras import require_extra
 from caldera.files.atomic import atomic_folder, write_atomic
 from caldera.files.skipped_items import SkippedItems
 from caldera.images.decoding import read_bytes
@@ -52,11 +53,10 @@ def write_parquet(
 
     An earlier export in `folder` is replaced.
     """
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise UsageError("parquet needs pyarrow; run: pip install 'caldera[parquet]'") from error
+    require_extra("parquet", "parquet")
+    import pyarrow
+    import pyarrow.parquet
+
     if folder.exists() and not _is_parquet_set(folder):
         raise UsageError(
             f"{folder} holds other files than a parquet data set; choose another folder"

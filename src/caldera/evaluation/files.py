@@ -15,6 +15,7 @@ from typing import Any
 from zipfile import BadZipFile
 
 from caldera.errors import InputError, shorten_value
+from caldera.extras import describe_missing
 
 _MAX_CELL_BYTES = 1 << 30
 """A table may hold whole images in base64."""
@@ -206,13 +207,11 @@ def _find_delimiter(text: str) -> str:
 
 def _read_spreadsheet(path: Path) -> list[tuple[str, dict[str, str]]]:
     """Return the rows of a spreadsheet's first sheet; empty rows at its end are not rows."""
-    try:
-        from openpyxl import load_workbook
-        from openpyxl.utils.exceptions import InvalidFileException
-    except ImportError as error:
-        raise InputError(
-            f"{path} is a spreadsheet, which needs openpyxl: pip install 'caldera[xlsx]', or save it as .tsv"
-        ) from error
+    if missing := describe_missing("xlsx", f"{path} is a spreadsheet, which"):
+        raise InputError(f"{missing}, or save it as .tsv")
+    from openpyxl import load_workbook
+    from openpyxl.utils.exceptions import InvalidFileException
+
     try:
         with path.open("rb") as file:
             book = load_workbook(file, read_only=True, data_only=True)

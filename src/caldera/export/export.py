@@ -11,10 +11,11 @@ from typing import Any
 from caldera.errors import UnknownNameError, UsageError
 from caldera.export.parity.caldera_side import Caldera
 from caldera.export.parity.compare import OtherSide, Parity, ParityCase, check_readable, compare
-from caldera.export.parity.llama_cpp_side import CLASS_TOKEN_LAST, LlamaCpp, require_llama_cpp
+from caldera.export.parity.llama_cpp_side import CLASS_TOKEN_LAST, LlamaCpp
 from caldera.export.parity.original_side import open_original
 from caldera.export.parity.sample_images import build_cases, draw_cases
 from caldera.export.parity.transformers_side import Transformers
+from caldera.extras import require_extra
 from caldera.formats.gguf.export import chat_template_of, gguf_files, write_gguf_files
 from caldera.formats.gguf.vision_tower import ClassToken
 from caldera.formats.gguf.writer import GgufDtype
@@ -102,7 +103,7 @@ def _export_gguf(config: ExportConfig, progress: Progress) -> ExportReport:
     dtype, class_token = config.dtype or "f16", config.class_token or "last"
     files = write_gguf_files(config.folder, config.out, dtype, progress, class_token)
     try:
-        require_llama_cpp("comparing it")
+        require_extra("reference", "comparing it")
     except UsageError as error:
         note = (
             f"{files.language} and {files.vision} were not compared with the model: {error}; then run 'caldera parity "
@@ -214,7 +215,7 @@ def compare_model(config: ParityConfig, progress: Progress) -> Parity:
                 f"{option} is not used with --against {config.against}; remove it, or compare --against {backend}"
             )
     if config.against == "gguf":
-        require_llama_cpp("comparing with GGUF files")
+        require_extra("reference", "comparing with GGUF files")
     if config.images:
         check_readable(config.images)
     config = replace(config, folder=find_model(config.folder))

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from caldera.errors import ModelFormatError, UsageError
+from caldera.errors import ModelFormatError
+from caldera.extras import require_extra
 from caldera.formats.config import error_line
 from caldera.templates.tokenization import LOW_LINE
 
@@ -70,12 +71,9 @@ def _check_loads(model: Any, file: Path) -> None:  # noqa: ANN401 - see read_mod
 
 def _protobuf(file: Path) -> Any:  # noqa: ANN401 - a module without types
     """Return the module of SentencePiece's format."""
-    try:
-        from sentencepiece import sentencepiece_model_pb2
-    except ImportError:
-        raise UsageError(
-            f"{file} needs the package sentencepiece; pip install 'caldera[import]'"
-        ) from None
+    require_extra("import", str(file))
+    from sentencepiece import sentencepiece_model_pb2
+
     return sentencepiece_model_pb2
 
 

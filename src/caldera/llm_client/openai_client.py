@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, Field, SecretStr, ValidationError
 
 from caldera.errors import LLMClientError, UsageError
+from caldera.extras import require_extra
 from caldera.llm_client.client import (
     Reply,
     RequestConfig,
@@ -64,12 +65,9 @@ class OpenAIClient:
         label: str = "teacher",
     ) -> None:
         """Prepare a client; no request is sent. `label` names the model's role in messages."""
-        try:
-            import openai
-        except ImportError as error:
-            raise UsageError(
-                f"the {label} needs the package openai; pip install 'caldera[teacher]'"
-            ) from error
+        require_extra("teacher", f"the {label}")
+        import openai
+
         if not base_url.startswith(("http://", "https://")):
             raise UsageError(
                 f"{one_line(base_url)!r} is not an HTTP URL; pass one such as http://127.0.0.1:8000/v1"

