@@ -36,6 +36,7 @@ from caldera.cli.options import (
     stderr_console,
     stdout_console,
 )
+from caldera.cli.push import push
 from caldera.cli.recipes import ablate, recipes
 from caldera.cli.serve import serve
 from caldera.errors import CalderaError, Interrupted, OutputError
@@ -91,6 +92,7 @@ app.add_typer(train.app, name="train")
 app.add_typer(evaluate.app, name="evaluate")
 app.command()(export.export)
 app.command()(export.parity)
+app.command()(push)
 app.command()(recipes)
 app.command()(ablate)
 app.command()(serve)
@@ -130,6 +132,8 @@ def caldera(
       caldera recipes                                     LLaVA's own models, with the papers' numbers
 
       caldera export runs/two/model --to gguf --out runs/two/gguf
+
+      caldera push runs/two ORG/NAME                      share it on the Hugging Face Hub, with a model card
     """
 
 

@@ -184,6 +184,9 @@ MESSAGES: dict[str, Callable[[Arguments], Describe]] = {
     "import": _writes("out_folder"),
     "export": _writes("out_folder", "json_file"),
     "parity": _writes("json_file"),
+    "push": lambda _: (
+        lambda: "stopped; what the Hub has received is not sent again, repeat the command"
+    ),
     "data generate": _writes("out_file"),
     "data check": _writes("file"),
     "data inspect": _writes_nothing,

@@ -297,8 +297,8 @@ def load_answerer(
     )
 
 
-def digest_model_folder(folder: Path) -> str:
-    """Return the sha256 of all files of a model folder.
+def digest_model_folder(folder: Path, ignore: Collection[str] = ()) -> str:
+    """Return the sha256 of all files of a model folder but those of the names `ignore`.
 
     Raises:
         InputError: A file cannot be read.
@@ -306,6 +306,8 @@ def digest_model_folder(folder: Path) -> str:
     total = hashlib.sha256()
     try:
         for path in sorted(path for path in folder.iterdir() if path.is_file()):
+            if path.name in ignore:
+                continue
             with path.open("rb") as file:
                 total.update(path.name.encode() + b"\0")
                 total.update(hashlib.file_digest(file, "sha256").digest())

@@ -1,0 +1,154 @@
+"""Scores of a model for its card: evaluations whose files show that they are of exactly its weights."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult
+
+from caldera.errors import InputError
+from caldera.evaluation.answerers.local_model import digest_model_folder
+from caldera.evaluation.runs.results import with_current_keys
+from caldera.export.model_card import CARD_FILE, CardEvaluation
+
+_NEAR = ("results.json", "*/results.json", "*/*/results.json")
+"""Results below a folder of evaluations: a run, or runs by benchmark and model."""
+
+_DEFAULT_RUNS = Path("runs/evaluate")
+_TASK = "image-text-to-text"
+
+
+def find_evaluations(folder: Path, given: Sequence[Path]) -> tuple[CardEvaluation, ...]:
+    """Return the evaluations of a model folder.
+
+    Args:
+        folder: The model folder.
+        given: Run folders, or folders of them, all of which must hold results of this model. If there are none, those
+            in `runs/evaluate` and beside the model that are of this model.
+
+    Raises:
+        InputError: Given results are missing, of another model, or invalid.
+    """
+    places = given or (_DEFAULT_RUNS, folder.parent, folder.parent.parent)
+    digests = _model_digests(folder)
+    evaluations: dict[str, CardEvaluation] = {}
+    for place in places:
+        files = dict.fromkeys(file for pattern in _NEAR for file in sorted(place.glob(pattern)))
+        if given and not files:
+            raise InputError(f"{place} holds no results.json of an evaluation; check --results")
+        for file in files:
+            results = _read_results(file)
+            reason = _why_not(results, digests)
+            if reason and given:
+                raise InputError(f"{file} {reason}; give --results of this model only")
+            if not reason:
+                evaluations.setdefault(_identity(results), _card_evaluation(results))
+    if not given and (scores := _scene_scores(folder.parent)):
+        evaluations["scenes"] = scores
+    return tuple(evaluations.values())
+
+
+def _model_digests(folder: Path) -> frozenset[str]:
+    """Return the digests by which evaluations name a model folder: with a card, which may be newer, and without."""
+    digests = {digest_model_folder(folder)}
+    if (folder / CARD_FILE).exists():
+        digests.add(digest_model_folder(folder, {CARD_FILE}))
+    return frozenset(digests)
+
+
+def _read_results(file: Path) -> dict[str, Any]:
+    """Return the content of a results.json; empty if it cannot be read."""
+    try:
+        results = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return with_current_keys(results) if isinstance(results, dict) else {}
+
+
+def _why_not(results: Mapping[str, Any], digests: frozenset[str]) -> str:
+    """Return why results are not of a model; empty if they are."""
+    if not {"provenance", "headline", "overall", "kinds", "counts"} <= results.keys():
+        return "is not the result of `caldera evaluate`"
+    if results["provenance"]["model"].get("model") not in digests:
+        return "has no scores of these weights: another model, a server, or other files in the folder answered"
+    return "" if results["valid"] else "is not valid, as too many items failed"
+
+
+def _identity(results: Mapping[str, Any]) -> str:
+    """Return what tells evaluations of one model apart: task and data."""
+    return f"{results['task']} {results['provenance']['data']['digest']}"
+
+
+def _card_evaluation(results: Mapping[str, Any]) -> CardEvaluation:
+    """Return the results of a run as a card shows them."""
+    headline, counts, data = results["headline"], results["counts"], results["provenance"]["data"]
+    title = " ".join(Path(word).name if "/" in word else word for word in results["title"].split())
+    chance = "" if headline["chance"] is None else f" Guessing gives {headline['chance']:g}."
+    description = (
+        f"{results['measures']} {data['items']} of {data['split']} items of the split, SHA-256 {data['digest']}; "
+        f"{counts['failed']} failed.{chance}"
+    )
+    value = f"{headline['value']:.2f}"
+    rows = [(headline["figure"], value, _interval(headline, 2), str(counts["answered"]))]
+    groups = {**results["kinds"], **results["slices"]}
+    rows += [
+        (name, f"{group['value']:.3f}", _interval(group, 3), str(group["n"]))
+        for name, group in (groups if len(groups) > 1 else {}).items()
+        if group["value"] is not None
+    ]
+    args = {key: headline[key] for key in ("low", "high", "method") if headline[key] is not None}
+    result = EvalResult(
+        task_type=_TASK,
+        dataset_type=results["task"],
+        dataset_name=title,
+        metric_type=headline["figure"],
+        metric_value=round(headline["value"], 2),
+        metric_args={**args, "items": counts["answered"]},
+    )
+    columns = ("score", "95 % interval", "items")
+    return CardEvaluation(
+        title=title, description=description, columns=columns, rows=tuple(rows), results=(result,)
+    )
+
+
+def _interval(scores: Mapping[str, Any], digits: int) -> str:
+    """Return an interval with its method; empty if there is none."""
+    if scores["low"] is None:
+        return ""
+    return f"{scores['low']:.{digits}f} to {scores['high']:.{digits}f} ({scores['method']})"
+
+
+def _scene_scores(run: Path) -> CardEvaluation | None:
+    """Return the scores of a scene recipe's run, whose model lies in its folder; None if it is another run."""
+    results = _read_results(run / "results.json")
+    if not {"accuracy", "majority_baseline", "shuffled_images", "questions"} <= results.keys():
+        return None
+    columns = ("accuracy", "most frequent answer", "other images shown", "questions")
+    baselines = (results["majority_baseline"], results["shuffled_images"])
+    rows = tuple(
+        (
+            name,
+            *(f"{scores.get(name, 0):.3f}" for scores in (results["accuracy"], *baselines)),
+            str(count),
+        )
+        for name, count in results["questions"].items()
+    )
+    result = EvalResult(
+        task_type=_TASK,
+        dataset_type="held-out-scenes",
+        dataset_name="held-out scenes",
+        metric_type="accuracy",
+        metric_value=results["accuracy"]["overall"],
+        metric_args={"items": results["questions"]["overall"]},
+    )
+    return CardEvaluation(
+        title="Held-out drawn scenes",
+        description=(
+            "Share of correct answers about drawn scenes that were not trained on, beside two baselines; the run "
+            f"stores no intervals. CIDEr-D of captions: {results['caption_cider']:.2f} (0 to 10)."
+        ),
+        columns=columns,
+        rows=rows,
+        results=(result,),
+    )
