@@ -1,12 +1,13 @@
 """Reader of image-caption pairs: tables, JSON records, LLaVA's stage-1 JSON, Karpathy's split of COCO and Flickr."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet, unique_ids
 from caldera.annotations.caption_tables import (
+    CAPTION_COLUMNS,
     Columns,
     choose_columns,
     parse_columns,
@@ -24,13 +25,14 @@ _START = 4096
 """Bytes of a file that distinguish JSON from a table."""
 
 
-def read_pairs(
+def read_pairs(  # noqa: PLR0913 - options of a file, by name
     path: Path,
     skipped: SkippedItems,
     image_folder: Path | None = None,
     ignore_fields: frozenset[str] = frozenset(),
     *,
     columns: str | None = None,
+    text_columns: Sequence[str] = CAPTION_COLUMNS,
     split: str | None = None,
     check_images: bool = True,
 ) -> AnnotationSet:
@@ -45,21 +47,22 @@ def read_pairs(
         image_folder: Folder that paths are relative to; by default `images/` next to the file or the file's own folder.
         ignore_fields: Additional fields of records to ignore.
         columns: Names of the columns or fields of image and caption, 'file_name,text'.
+        text_columns: Usual names of the column or field of the caption, or of another text in its place.
         split: Split to read, in Karpathy's JSON or by the field `split`; None for all.
         check_images: Check that each image exists.
     """
     column_names = parse_columns(columns)
     total = 0
     pairs: list[tuple[str, str, str]] = []
-    is_json, rows = _read_rows(path, column_names)
+    is_json, rows = _read_rows(path, column_names, text_columns)
     if split is not None:
         rows = _of_split(path, rows, split)
     for location, row in rows:
         total += 1
         try:
-            for image, caption in _parse_row(
-                row, location, column_names if is_json else None, ignore_fields
-            ):
+            if is_json and isinstance(row, dict) and "conversations" not in row:
+                row = _known_fields(row, location, column_names, text_columns)
+            for image, caption in _parse_row(row, location, ignore_fields):
                 if caption:
                     pairs.append((location, image, caption))
                 else:
@@ -68,7 +71,7 @@ def read_pairs(
             skipped.add_or_raise(location, error)
     if not total:
         raise AnnotationError(
-            f"{path} holds no pairs; it should have an image and a caption a line"
+            f"{path} holds no pairs; it should have an image and a {text_columns[0]} a line"
         )
     roots = [image_folder] if image_folder else [path.parent / "images", path.parent]
     images = _merge(pairs, roots, skipped, check_images=check_images)
@@ -105,7 +108,7 @@ def _merge(
 
 
 def _read_rows(
-    path: Path, column_names: Columns | None
+    path: Path, column_names: Columns | None, text_columns: Sequence[str]
 ) -> tuple[bool, Iterator[tuple[str, object]]]:
     """Return whether a file is JSON, and its unchecked rows with their location; those of a table have known names."""
     if path.is_dir():
@@ -118,7 +121,9 @@ def _read_rows(
     except OSError as error:
         raise AnnotationError(f"cannot read {path}: {error.strerror}; check the path") from error
     is_json = start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[")
-    return is_json, _json_rows(path) if is_json else iter(read_table(path, column_names))
+    if is_json:
+        return is_json, _json_rows(path)
+    return is_json, iter(read_table(path, column_names, text_columns))
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, object]]:
@@ -170,9 +175,7 @@ def _karpathy_rows(path: Path, entries: list[Any]) -> Iterator[tuple[str, object
         yield f"{path}: images.{index}", row
 
 
-def _parse_row(
-    row: object, location: str, column_names: Columns | None, ignore_fields: frozenset[str]
-) -> list[tuple[str, str]]:
+def _parse_row(row: object, location: str, ignore_fields: frozenset[str]) -> list[tuple[str, str]]:
     """Return image path and caption, or each of several captions, '' for a missing one; or raise an InputError."""
     if isinstance(row, InputError):
         raise row
@@ -180,7 +183,7 @@ def _parse_row(
         raise AnnotationError(f"{location} should have text fields 'image' and 'caption'")
     if "conversations" in row:
         return [_parse_conversation(row, location, ignore_fields)]
-    image, captions = _fields_of(row, location, column_names)
+    image, captions = row.get("image"), row.get("caption")
     if not isinstance(image, str) or not isinstance(captions, str | list | float | None):
         raise AnnotationError(f"{location} should have text fields 'image' and 'caption'")
     values = captions if isinstance(captions, list) else [captions]
@@ -198,14 +201,15 @@ def _parse_row(
     return [(image, text) for text in texts]
 
 
-def _fields_of(
-    row: Mapping[str, object], location: str, column_names: Columns | None
-) -> tuple[object, object]:
-    """Return the values of the image and the caption of a record."""
-    if column_names is None and "image" in row and "caption" in row:
-        return row["image"], row["caption"]
-    image, caption = choose_columns(list(row), column_names, location)
-    return row[image], row[caption]
+def _known_fields(
+    row: dict[str, Any], location: str, columns: Columns | None, text_columns: Sequence[str]
+) -> dict[str, Any]:
+    """Return a record with its image and its text as `image` and `caption`."""
+    usual = text_columns is CAPTION_COLUMNS and columns is None
+    if usual and "image" in row and "caption" in row:
+        return row
+    image, text = choose_columns(list(row), columns, location, text_columns)
+    return {"image": row[image], "caption": row[text]}
 
 
 def _parse_conversation(

@@ -6,7 +6,7 @@ spreadsheet programs write. The suffix of a file decides nothing.
 
 import csv
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from caldera.errors import AnnotationError, UsageError
@@ -18,7 +18,11 @@ IMAGE_COLUMNS = (
 CAPTION_COLUMNS = (
     "caption", "text", "comment", "captions", "description", "sentence", "caption_text", "raw", "title", "alt_text",
 )  # fmt: skip
-"""Usual names of the two columns; the first that a table has is read."""
+LABEL_COLUMNS = (
+    "label", "labels", "class", "classes", "class_name", "category", "category_name", "kind", "tag", "tags", "target",
+    "name",
+)  # fmt: skip
+"""Usual names of the columns; the first that a table has is read. The first of each tuple is what a column holds."""
 
 _DELIMITERS = ("\t", "|", ";", ",")
 """From the least to the most frequent in captions."""
@@ -52,8 +56,13 @@ def parse_columns(text: str | None) -> Columns | None:
     return names[0], names[1]
 
 
-def choose_columns(names: Sequence[str], columns: Columns | None, subject: str) -> Columns:
-    """Return the names of the image and the caption column, or raise AnnotationError."""
+def choose_columns(
+    names: Sequence[str],
+    columns: Columns | None,
+    subject: str,
+    text_columns: Sequence[str] = CAPTION_COLUMNS,
+) -> Columns:
+    """Return the names of the image and the text column, or raise AnnotationError."""
     names_by_key = {name.strip().lower(): name for name in names if name}
     listed = f"{subject} has the columns {', '.join(names) or 'of no name'}"
     if columns:
@@ -61,18 +70,21 @@ def choose_columns(names: Sequence[str], columns: Columns | None, subject: str) 
             raise AnnotationError(f"{listed}, none of them {missing[0]}; correct --columns")
         return names_by_key[columns[0].lower()], names_by_key[columns[1].lower()]
     chosen: list[str] = []
-    for role, usual in (("image", IMAGE_COLUMNS), ("caption", CAPTION_COLUMNS)):
+    for usual in (IMAGE_COLUMNS, text_columns):
         name = next((names_by_key[name] for name in usual if name in names_by_key), None)
         if name is None:
             raise AnnotationError(
-                f"{listed}, none of them known as the {role}; name both with --columns IMAGE,CAPTION"
+                f"{listed}, none of them known as the {usual[0]}; name both with --columns "
+                f"IMAGE,{text_columns[0].upper()}"
             )
         chosen.append(name)
     return chosen[0], chosen[1]
 
 
-def read_table(path: Path, columns: Columns | None) -> Iterator[tuple[str, Row]]:
-    """Yield image and caption of each row with its location, or what is wrong with the row.
+def read_table(
+    path: Path, columns: Columns | None, text_columns: Sequence[str] = CAPTION_COLUMNS
+) -> Iterator[tuple[str, Row]]:
+    """Yield image and text of each row, as `image` and `caption`, with its location, or what is wrong with the row.
 
     Raises:
         AnnotationError: The file cannot be read, or its columns are not known.
@@ -81,7 +93,7 @@ def read_table(path: Path, columns: Columns | None) -> Iterator[tuple[str, Row]]
         with path.open(newline="", encoding="utf-8-sig") as file:
             first = next((line for line in file if line.strip()), "")
             file.seek(0)
-            yield from _read_lines(path, file, first, columns)
+            yield from _read_lines(path, file, first, columns, text_columns)
     except OSError as error:
         raise AnnotationError(f"cannot read {path}: {error.strerror}; check the path") from error
     except UnicodeDecodeError as error:
@@ -93,22 +105,32 @@ def read_table(path: Path, columns: Columns | None) -> Iterator[tuple[str, Row]]
 
 
 def _read_lines(
-    path: Path, file: Iterable[str], first: str, columns: Columns | None
+    path: Path,
+    file: Iterable[str],
+    first: str,
+    columns: Columns | None,
+    text_columns: Sequence[str],
 ) -> Iterator[tuple[str, Row]]:
-    """Yield image, caption and split of every row."""
+    """Yield image, text and split of every row."""
     if not first.strip():
-        raise AnnotationError(f"{path} is empty; it should hold an image and a caption a line")
-    delimiter = _choose_delimiter(first, columns)
+        raise AnnotationError(
+            f"{path} is empty; it should hold an image and a {text_columns[0]} a line"
+        )
+    usual = {*IMAGE_COLUMNS, *text_columns, *(name.lower() for name in columns or ())}
+    delimiter = _choose_delimiter(first, usual)
     rows = _rows(file, delimiter)
     header = [field.strip() for field in next(_rows([first], delimiter))[1]]
     is_named = columns is not None or not _IMAGE_NAME.match(header[0])
     if is_named:
         width = len(header)
-        indices = _column_indices(header, columns, f"{path}, a table with {_NAMES[delimiter]},")
+        subject = f"{path}, a table with {_NAMES[delimiter]},"
+        indices = _column_indices(
+            header, choose_columns(header, columns, subject, text_columns), subject
+        )
         next(row for row in rows if any(map(str.strip, row[1])))
     elif len(header) < 2:
         raise AnnotationError(
-            f"{path} has one column; it should have an image and a caption a line"
+            f"{path} has one column; it should have an image and a {text_columns[0]} a line"
         )
     else:
         # Only Flickr30k's number of the caption may be between the two.
@@ -125,15 +147,15 @@ def _read_lines(
             yield location, fields
         elif any(map(str.strip, row)):
             reason = (
-                f"has {len(row)} fields in place of {width}; put a caption with {_NAMES[delimiter]} in quotes, and "
-                "name further columns in the first line"
+                f"has {len(row)} fields in place of {width}; put a {text_columns[0]} with {_NAMES[delimiter]} in "
+                "quotes, and name further columns in the first line"
             )
             yield location, AnnotationError(f"{location} {reason}")
 
 
-def _column_indices(header: Sequence[str], columns: Columns | None, subject: str) -> dict[str, int]:
-    """Return the indices of image and caption, and of the split if there is one."""
-    names = dict(zip(("image", "caption"), choose_columns(header, columns, subject), strict=True))
+def _column_indices(header: Sequence[str], columns: Columns, subject: str) -> dict[str, int]:
+    """Return the indices of image and text, and of the split if there is one."""
+    names = dict(zip(("image", "caption"), columns, strict=True))
     if "split" in header:
         names["split"] = "split"
     for name in names.values():
@@ -142,9 +164,8 @@ def _column_indices(header: Sequence[str], columns: Columns | None, subject: str
     return {role: header.index(name) for role, name in names.items()}
 
 
-def _choose_delimiter(first: str, columns: Columns | None) -> str:
-    """Return the delimiter that gives the first line known column names, or else the most fields."""
-    usual = {*IMAGE_COLUMNS, *CAPTION_COLUMNS, *(name.lower() for name in columns or ())}
+def _choose_delimiter(first: str, usual: Collection[str]) -> str:
+    """Return the delimiter that gives the first line usual column names, or else the most fields."""
 
     def suitability(delimiter: str) -> tuple[int, bool, int]:
         fields = [field.strip() for field in next(_rows([first], delimiter))[1]]

@@ -37,7 +37,9 @@ CheckImages = Annotated[
 ]
 Split = Annotated[
     str | None,
-    typer.Option(help="vqa: train2014 ...; scienceqa, tables: train ...; coco: train2017 ..."),
+    typer.Option(
+        help="vqa: train2014 ...; scienceqa, tables, folders: train ...; coco: train2017 ..."
+    ),
 ]
 Answers = Annotated[Path | None, typer.Option(help="vqa: file of the annotations.")]
 Layout = Annotated[
@@ -45,11 +47,30 @@ Layout = Annotated[
 ]
 ImporterName = Annotated[
     str,
-    typer.Argument(help="llava (conversations of any format), vqa, scienceqa, captions or coco."),
+    typer.Argument(
+        help="llava (conversations of any format), vqa, scienceqa, captions, coco or folders (classes of images)."
+    ),
 ]
 PerImage = Annotated[int, typer.Option(min=0, help="captions, coco: maximum per image; 0 for all.")]
 AnswerPrompt = Annotated[
     str, typer.Option(help="vqa: questions that ask for a short answer: each, first or none.")
+]
+HoldOut = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|SPLIT",
+        help="folders: images to hold out, a number or a split; questions about them go to OUT.held_out.jsonl.",
+    ),
+]
+QuestionKinds = Annotated[
+    str | None,
+    typer.Option(help="folders: caption, naming, presence, separated by commas. \\[default: all]"),
+]
+Phrases = Annotated[
+    Path | None,
+    typer.Option(
+        help='folders: JSON of noun phrases by class, {"longsleeve": "a long-sleeved shirt"}.'
+    ),
 ]
 
 
@@ -66,7 +87,12 @@ def import_data(
     answer_prompt: AnswerPrompt = "each",
     columns: Columns = None,
     per_image: PerImage = 0,
-    seed: Annotated[int, typer.Option(help="captions, coco: seed for the wording.")] = 0,
+    kinds: QuestionKinds = None,
+    phrases: Phrases = None,
+    hold_out: HoldOut = None,
+    seed: Annotated[
+        int, typer.Option(help="captions, coco, folders: seed for wording and held-out images.")
+    ] = 0,
     ignore_field: IgnoreField = None,
     max_bad_fraction: MaxBadFraction = 0.0,
 ) -> None:
@@ -84,6 +110,8 @@ def import_data(
       caldera data import scienceqa ScienceQA/data/scienceqa --prompt-layout QCM-LEPA --out scienceqa.json
 
       caldera data import captions captions.csv --out pretrain.json
+
+      caldera data import folders photos --hold-out 300 --out data.json
     """
     from caldera.datasets.importer import AnswerPromptPlacement, ImportOptions
     from caldera.datasets.registry import import_dataset
@@ -104,6 +132,9 @@ def import_data(
         answer_prompt=answer_prompt,  # type: ignore[arg-type] # checked above
         columns=columns,
         per_image=per_image,
+        kinds=kinds,
+        phrases=phrases,
+        hold_out=hold_out,
         seed=seed,
     )
     report = import_dataset(kind, path, out_file, options, max_bad_fraction)
@@ -112,6 +143,13 @@ def import_data(
         f"{out_file}: {report.conversations} records, {report.turns} turns, {report.images} images, of "
         f"{report.total} in total"
     )
+    if report.classes:
+        classes = ", ".join(f"{label} {count}" for label, count in report.classes.most_common())
+        print_message(f"classes: {classes}; give other words with --phrases")
+    if report.held_out:
+        print_message(
+            f"{report.held_out}: questions about {report.held_out_images} other images, for: caldera evaluate custom"
+        )
     print_message(f"next: caldera data check {out_file}")
 
 

@@ -54,8 +54,29 @@ class ImportOptions:
     per_image: int = 0
     """Maximum number of captions per image, each a conversation; 0 for all."""
 
+    kinds: str | None = None
+    """Kinds of questions about class folders, separated by commas; None for all."""
+
+    phrases: Path | None = None
+    """JSON file of noun phrases by class name, for class folders."""
+
+    hold_out: str | None = None
+    """Number of images to hold out from class folders, or the split to hold out."""
+
     seed: int = 0
-    """Seed for the wording of questions."""
+    """Seed for the wording of questions, and for the choice of images to hold out."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeldOutQuestion:
+    """A question about an image that is held out, in the form of `caldera evaluate custom`."""
+
+    id: str
+    image: str
+    kind: str
+    question: str
+    answer: tuple[str, ...]
+    """The answers that are right."""
 
 
 @dataclass(slots=True)
@@ -68,6 +89,12 @@ class ImportResult:
 
     fixes: Counter[str] = field(default_factory=Counter)
     """Number of fixes by description."""
+
+    classes: Counter[str] = field(default_factory=Counter)
+    """Number of images by class, where images have classes."""
+
+    held_out: list[HeldOutQuestion] = field(default_factory=list)
+    """Questions about images that are held out, with absolute image paths."""
 
 
 Importer = Callable[[Path, SkippedItems, ImportOptions], ImportResult]

@@ -1,12 +1,16 @@
 """Importers by exact name, and the import of a data set into a data file."""
 
+import json
 from collections import Counter
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from caldera.conversation import write_conversations
 from caldera.datasets.captions import import_captions, import_coco
+from caldera.datasets.folders import import_folders
 from caldera.datasets.importer import (
+    HeldOutQuestion,
     Importer,
     ImportOptions,
     PathRewriter,
@@ -17,6 +21,7 @@ from caldera.datasets.llava_json import import_llava
 from caldera.datasets.science_qa import import_science_qa
 from caldera.datasets.vqa import import_vqa
 from caldera.errors import UnknownNameError
+from caldera.files.atomic import write_atomic
 from caldera.files.skipped_items import SkippedItems
 
 IMPORTERS: dict[str, Importer] = {
@@ -25,6 +30,7 @@ IMPORTERS: dict[str, Importer] = {
     "scienceqa": import_science_qa,
     "captions": import_captions,
     "coco": import_coco,
+    "folders": import_folders,
 }
 """Importers by name."""
 
@@ -41,6 +47,14 @@ class ImportReport:
     images: int
     fixes: Counter[str]
     skipped: int
+
+    classes: Counter[str]
+    """Number of images by class; empty where images have no classes."""
+
+    held_out: Path | None
+    """File of the questions about images that are held out; None where none is."""
+
+    held_out_images: int
 
 
 def import_dataset(
@@ -59,6 +73,9 @@ def import_dataset(
     ]
     finish_with_records(skipped, len(conversations), imported.total, path, out)
     write_conversations(out, conversations)
+    held_out = held_out_path(out) if imported.held_out else None
+    if held_out:
+        _write_questions(held_out, imported.held_out, rewriter)
     return ImportReport(
         total=imported.total,
         conversations=len(conversations),
@@ -66,4 +83,22 @@ def import_dataset(
         images=len({path for conversation in conversations for path in conversation.images}),
         fixes=imported.fixes,
         skipped=len(skipped.items),
+        classes=imported.classes,
+        held_out=held_out,
+        held_out_images=len({question.image for question in imported.held_out}),
+    )
+
+
+def held_out_path(file: Path) -> Path:
+    """Return the file of the questions that are held out from a data file."""
+    return file.with_suffix(".held_out.jsonl")
+
+
+def _write_questions(
+    file: Path, questions: Sequence[HeldOutQuestion], rewriter: PathRewriter
+) -> None:
+    """Write questions for `caldera evaluate custom`, with image paths relative to the file's folder."""
+    records = (replace(question, image=rewriter(question.image)) for question in questions)
+    write_atomic(
+        file, (f"{json.dumps(asdict(record), ensure_ascii=False)}\n" for record in records)
     )

@@ -1,0 +1,229 @@
+"""Images with class labels: class folders, or tables and JSON records with an image and a label.
+
+The label of an image in class folders is the name of the folder that holds it, at any depth. Folders such as `train`
+and `test` above class folders are splits.
+"""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from caldera.annotations.caption_pairs import read_pairs
+from caldera.annotations.caption_tables import LABEL_COLUMNS
+from caldera.annotations.class_names import class_phrase
+from caldera.errors import AnnotationError, ImageError, UnknownNameError, did_you_mean
+from caldera.files.skipped_items import SkippedItems
+from caldera.images.decoding import DEFAULT_DECODING, decode_image, read_bytes
+from caldera.images.file_types import START_BYTES, identify_image_format
+
+_SPLITS = frozenset(
+    ("train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval", "holdout")
+)
+"""Names of folders that hold the class folders of one split."""
+
+_IMAGE_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif")
+)
+"""Suffixes of files that should be images."""
+
+_SEPARATOR = re.compile(r"[|;,]")
+"""Separator of several labels in a field."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabeledImage:
+    """An image with the classes that it shows."""
+
+    path: Path
+    labels: tuple[str, ...]
+    """Noun phrases of its classes, 'a t-shirt', in alphabetical order."""
+
+    digest: str
+    """SHA-256 of the file; of the path where files are not read."""
+
+
+@dataclass(slots=True)
+class LabeledImages:
+    """Images of a data set, each content once."""
+
+    images: list[LabeledImage]
+    total: int
+    """Number of image files or rows, skipped ones included."""
+
+    changes: Counter[str] = field(default_factory=Counter)
+    """Number of changes by description."""
+
+    @property
+    def num_images(self) -> Counter[str]:
+        """Number of images by label."""
+        return Counter(label for image in self.images for label in image.labels)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelOptions:
+    """Options of the readers of labeled images."""
+
+    split: str | None = None
+    """Split to read; None where there are no splits."""
+
+    image_folder: Path | None = None
+    """Folder that the image names of a table are relative to."""
+
+    columns: str | None = None
+    """Columns or fields of image and label, 'file_name,class'."""
+
+    phrases: dict[str, str] = field(default_factory=dict)
+    """Noun phrases by class name, for classes whose own phrase is wrong."""
+
+    check_images: bool = True
+    """Decode each image, and find identical ones."""
+
+
+def read_labeled_images(path: Path, skipped: SkippedItems, options: LabelOptions) -> LabeledImages:
+    """Read class folders, or a table or JSON records of images and labels.
+
+    Images with the same content are one image with all their labels. Invalid ones are added to `skipped`, whose limit
+    the caller checks.
+
+    Raises:
+        AnnotationError: There are no images or no classes, or the splits are not clear.
+        ImageError: An image cannot be used, and none may be skipped.
+    """
+    changes: Counter[str] = Counter()
+    if path.is_dir():
+        rows = _of_split(list(_class_files(path, changes)), path, options.split)
+        total = len(rows)
+    else:
+        rows, total = _table_rows(path, skipped, options)
+    names = {name for _, labels in rows for name in labels}
+    if unknown := options.phrases.keys() - names:
+        name = min(unknown)
+        raise AnnotationError(f"{path} has no class {name!r}; {did_you_mean(name, names)}")
+    images = _merge(rows, path, skipped, options, changes)
+    labeled = LabeledImages(images, total, changes)
+    if len(labeled.num_images) < 2:
+        classes = ", ".join(labeled.num_images) or "none"
+        raise AnnotationError(
+            f"{path} has images of {classes}; at least two classes are needed, each a folder of images or a value of "
+            "the label column"
+        )
+    return labeled
+
+
+_Row = tuple[Path, tuple[str, ...]]
+"""An image file and its class names."""
+
+
+def _class_files(root: Path, changes: Counter[str]) -> Iterator[_Row]:
+    """Yield the images below class folders; other files are counted."""
+    for path in sorted(root.rglob("*")):
+        parts = path.relative_to(root).parts
+        if path.is_dir() or any(part.startswith((".", "__MACOSX")) for part in parts):
+            continue
+        if not _should_be_image(path):
+            changes["file that is no image not used"] += 1
+        elif len(parts) == 1 or parts[-2].lower() in _SPLITS:
+            changes["image outside of class folders not used"] += 1
+        else:
+            yield path, (parts[-2],)
+
+
+def _should_be_image(path: Path) -> bool:
+    """Return whether a file is an image by its name or its content."""
+    if path.suffix.lower() in _IMAGE_SUFFIXES:
+        return True
+    try:
+        with path.open("rb") as file:
+            return identify_image_format(file.read(START_BYTES)) is not None
+    except OSError:
+        return False
+
+
+def _of_split(rows: list[_Row], root: Path, split: str | None) -> list[_Row]:
+    """Return the images of a split, by the names of the folders above the class folders."""
+    by_split: dict[str, list[_Row]] = {}
+    for path, labels in rows:
+        folders = path.relative_to(root).parts[:-2]
+        name = next((folder for folder in folders if folder.lower() in _SPLITS), "")
+        by_split.setdefault(name, []).append((path, labels))
+    names = ", ".join(name or "no split" for name in by_split)
+    if split is not None:
+        if split not in by_split:
+            raise UnknownNameError(f"split of {root}", split, by_split.keys() - {""})
+        return by_split[split]
+    if len(by_split) > 1:
+        raise AnnotationError(f"{root} has images of {names}; choose one with --split")
+    return rows
+
+
+def _table_rows(path: Path, skipped: SkippedItems, options: LabelOptions) -> tuple[list[_Row], int]:
+    """Return images and class names of a table, and the number of rows."""
+    pairs = read_pairs(
+        path,
+        skipped,
+        options.image_folder,
+        columns=options.columns,
+        text_columns=LABEL_COLUMNS,
+        split=options.split,
+        check_images=options.check_images,
+    )
+    rows = [
+        (image.path, tuple(_split_labels(image.captions, options.phrases)))
+        for image in pairs.images
+    ]
+    return rows, len(skipped.items) + sum(len(image.captions) for image in pairs.images)
+
+
+def _split_labels(fields: Iterable[str], phrases: dict[str, str]) -> Iterator[str]:
+    """Yield the class names in label fields; a name that has a phrase of its own is not split."""
+    for text in fields:
+        names = [text] if text in phrases else [name.strip() for name in _SEPARATOR.split(text)]
+        yield from filter(None, names)
+
+
+def _merge(
+    rows: list[_Row],
+    source: Path,
+    skipped: SkippedItems,
+    options: LabelOptions,
+    changes: Counter[str],
+) -> list[LabeledImage]:
+    """Return the images, each content once, with the phrases of all their classes."""
+    digest_of = _content_digest if options.check_images else _path_digest
+    paths: dict[str, Path] = {}
+    labels: dict[str, set[str]] = {}
+    for path, names in rows:
+        try:
+            digest = digest_of(path)
+        except ImageError as error:
+            skipped.add_or_raise(str(path), error)
+            continue
+        phrases = {options.phrases.get(name) or class_phrase(name) for name in names}
+        if digest in paths:
+            changes["image with the content of another one merged with it"] += 1
+            if phrases != labels[digest]:
+                changes["image that has the classes of several identical files"] += 1
+        paths.setdefault(digest, path)
+        labels.setdefault(digest, set()).update(phrases)
+    if not paths:
+        raise AnnotationError(
+            f"{source} has no images in class folders; give a folder with a folder of images for each class"
+        )
+    return [
+        LabeledImage(path, tuple(sorted(labels[digest])), digest) for digest, path in paths.items()
+    ]
+
+
+def _content_digest(path: Path) -> str:
+    """Return the SHA-256 of an image that can be decoded; raise ImageError for any other."""
+    content = read_bytes(path, DEFAULT_DECODING)
+    decode_image(content, str(path), DEFAULT_DECODING)
+    return hashlib.sha256(content).hexdigest()
+
+
+def _path_digest(path: Path) -> str:
+    """Return the SHA-256 of a path."""
+    return hashlib.sha256(str(path).encode(errors="surrogateescape")).hexdigest()

@@ -1,0 +1,168 @@
+"""Labeled images are read from class folders and tables."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from caldera.annotations.labeled_images import LabelOptions, read_labeled_images
+from caldera.errors import AnnotationError, ImageError, UnknownNameError
+from caldera.files.skipped_items import SkippedItems
+from tests.datasets.photo_folders import write_class_folders, write_image
+
+
+def labels_of(path: Path, **options: object) -> dict[str, tuple[str, ...]]:
+    """Return the labels by file name."""
+    read = read_labeled_images(path, SkippedItems(), LabelOptions(**options))  # type: ignore[arg-type]
+    return {
+        str(image.path.relative_to(path if path.is_dir() else path.parent)): image.labels
+        for image in read.images
+    }
+
+
+def test_the_folder_of_an_image_is_its_class(tmp_path: Path) -> None:
+    """At any depth; the same name in two places is one class."""
+    write_class_folders(tmp_path, {"women/t-shirt": 1, "men/t-shirt": 1, "hat": 1})
+    assert labels_of(tmp_path) == {
+        "hat/0.png": ("a hat",),
+        "men/t-shirt/0.png": ("a t-shirt",),
+        "women/t-shirt/0.png": ("a t-shirt",),
+    }
+
+
+def test_files_that_are_no_images_are_counted(tmp_path: Path) -> None:
+    """Licences and images outside of the classes are not used; hidden files are nobody's data."""
+    write_class_folders(tmp_path, {"hat": 2, "skirt": 1})
+    write_image(tmp_path / "overview.png", 99)
+    (tmp_path / "LICENSE").write_text("CC0")
+    (tmp_path / "hat" / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
+    read = read_labeled_images(tmp_path, SkippedItems(), LabelOptions())
+    assert read.num_images == {"a hat": 2, "a skirt": 1}
+    assert read.changes == {
+        "file that is no image not used": 1,
+        "image outside of class folders not used": 1,
+    }
+
+
+def test_an_image_without_a_suffix_is_read(tmp_path: Path) -> None:
+    """The content decides."""
+    write_class_folders(tmp_path, {"hat": 1, "skirt": 1})
+    (tmp_path / "hat" / "0.png").rename(tmp_path / "hat" / "0")
+    assert set(labels_of(tmp_path)) == {"hat/0", "skirt/0.png"}
+
+
+def test_broken_images_are_an_error_or_skipped(tmp_path: Path) -> None:
+    """The first ends the import, unless some may be skipped."""
+    write_class_folders(tmp_path, {"hat": 3, "skirt": 3})
+    content = (tmp_path / "hat" / "0.png").read_bytes()
+    (tmp_path / "hat" / "0.png").write_bytes(content[: len(content) // 2])
+    (tmp_path / "hat" / "1.png").write_text("<html>not found</html>")
+    with pytest.raises(ImageError, match=r"hat/0\.png"):
+        read_labeled_images(tmp_path, SkippedItems(), LabelOptions())
+    skipped = SkippedItems(0.5)
+    assert len(read_labeled_images(tmp_path, skipped, LabelOptions()).images) == 4
+    assert [Path(item.location).name for item in skipped.items] == ["0.png", "1.png"]
+
+
+def test_identical_files_are_one_image(tmp_path: Path) -> None:
+    """With the classes of all of them."""
+    write_class_folders(tmp_path, {"hat": 2, "skirt": 1})
+    for name in ("hat/copy.png", "skirt/copy.png"):
+        (tmp_path / name).write_bytes((tmp_path / "hat" / "0.png").read_bytes())
+    read = read_labeled_images(tmp_path, SkippedItems(), LabelOptions())
+    assert sorted(image.labels for image in read.images) == [
+        ("a hat",),
+        ("a hat", "a skirt"),
+        ("a skirt",),
+    ]
+    assert read.total == 5
+    assert read.changes == {
+        "image with the content of another one merged with it": 2,
+        "image that has the classes of several identical files": 1,
+    }
+
+
+def test_a_split_is_chosen_where_there_are_several(tmp_path: Path) -> None:
+    """Splits are never mixed; a single one needs no name."""
+    write_class_folders(tmp_path, {"train/hat": 1, "train/skirt": 1})
+    assert set(labels_of(tmp_path)) == {"train/hat/0.png", "train/skirt/0.png"}
+    write_class_folders(tmp_path, {"test/hat": 2, "test/skirt": 1}, first=50)
+    with pytest.raises(AnnotationError, match=r"images of test, train; choose one with --split"):
+        read_labeled_images(tmp_path, SkippedItems(), LabelOptions())
+    assert set(labels_of(tmp_path, split="test")) == {
+        "test/hat/0.png",
+        "test/hat/1.png",
+        "test/skirt/0.png",
+    }
+    with pytest.raises(UnknownNameError, match=r"'validation'"):
+        read_labeled_images(tmp_path, SkippedItems(), LabelOptions(split="validation"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "image,label\n1.png,hat\n2.png,t-shirt\n"),
+        ("a.csv", "filename;class\n1.png;hat\n2.png;t-shirt\n"),
+        ("a.tsv", "photo\tcategory\n1.png\that\n2.png\tt-shirt\n"),
+        ("a.jsonl", '{"image": "1.png", "label": "hat"}\n{"image": "2.png", "label": ["t-shirt"]}\n'),
+        ("a.json", json.dumps([{"path": "1.png", "tags": "hat"}, {"path": "2.png", "tags": "t-shirt"}])),
+    ],
+)  # fmt: skip
+def test_tables_and_records_are_read(tmp_path: Path, name: str, content: str) -> None:
+    """The usual names of both columns, in any format."""
+    for number in (1, 2):
+        write_image(tmp_path / f"{number}.png", number)
+    (tmp_path / name).write_text(content)
+    assert labels_of(tmp_path / name) == {"1.png": ("a hat",), "2.png": ("a t-shirt",)}
+
+
+def test_a_row_may_have_several_labels(tmp_path: Path) -> None:
+    """Separated in a field, or in several rows; a class with a phrase may contain a comma."""
+    for number in (1, 2, 3):
+        write_image(tmp_path / f"{number}.png", number)
+    (tmp_path / "a.csv").write_text(
+        'image,label\n1.png,hat|skirt\n2.png,hat\n2.png,shoes\n3.png,"red, big"\n'
+    )
+    phrases = {"red, big": "something red"}
+    assert labels_of(tmp_path / "a.csv", phrases=phrases) == {
+        "1.png": ("a hat", "a skirt"),
+        "2.png": ("a hat", "a pair of shoes"),
+        "3.png": ("something red",),
+    }
+
+
+def test_other_columns_are_named(tmp_path: Path) -> None:
+    """A caption is no label; --columns reads any two columns."""
+    for number in (1, 2):
+        write_image(tmp_path / f"{number}.png", number)
+    (tmp_path / "a.csv").write_text("image,caption\n1.png,hat\n2.png,skirt\n")
+    with pytest.raises(
+        AnnotationError, match=r"known as the label; name both with --columns IMAGE,LABEL"
+    ):
+        read_labeled_images(tmp_path / "a.csv", SkippedItems(), LabelOptions())
+    assert len(labels_of(tmp_path / "a.csv", columns="image,caption")) == 2
+
+
+def test_one_class_is_not_enough(tmp_path: Path) -> None:
+    """Nothing could be denied; a folder without class folders and an unknown class are errors, too."""
+    write_image(tmp_path / "1.png", 1)
+    with pytest.raises(
+        AnnotationError, match="no images in class folders; give a folder with a folder of images"
+    ):
+        read_labeled_images(tmp_path, SkippedItems(), LabelOptions())
+    write_class_folders(tmp_path, {"hat": 2})
+    with pytest.raises(
+        AnnotationError, match="has images of a hat; at least two classes are needed"
+    ):
+        read_labeled_images(tmp_path, SkippedItems(), LabelOptions())
+    with pytest.raises(AnnotationError, match="no class 'hut'; did you mean 'hat'"):
+        read_labeled_images(tmp_path, SkippedItems(), LabelOptions(phrases={"hut": "a hut"}))
+
+
+def test_real_photos_are_read(third_party: Path) -> None:
+    """300 product photos in ten classes."""
+    read = read_labeled_images(third_party / "clothing", SkippedItems(), LabelOptions())
+    assert sum(read.num_images.values()) == len(read.images) == 300
+    assert len(read.num_images) == 10
+    assert isinstance(read.num_images, Counter)
