@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / "src" / "caldera"
-GROUND = ("errors", "extras", "progress", "devices", "overrides", "interruption")
+GROUND = (
+    "errors", "extras", "progress", "devices", "installation", "overrides", "interruption",
+)  # fmt: skip
 ORDER = (
     *GROUND, "files", "images", "conversation", "annotations", "scenes", "llm_client", "instructions", "datasets",
     "templates", "batches", "model", "formats", "training", "inference", "evaluation", "export", "chat", "server",

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from types import FrameType
 from typing import Never
 
@@ -17,8 +18,14 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _leave)
-    from caldera.cli import main as run
-
+    try:
+        from caldera.cli import main as run
+    except ModuleNotFoundError as error:
+        if (error.name or "caldera").startswith("caldera"):
+            raise
+        sys.exit(
+            f"error: the package {error.name} is missing: {sys.executable} -m pip install --upgrade caldera"
+        )
     run()
 
 

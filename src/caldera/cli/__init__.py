@@ -20,6 +20,7 @@ from rich.table import Table
 
 from caldera import __version__
 from caldera.cli import data, datasets, evaluate, export, import_model, train
+from caldera.cli.doctor import doctor
 from caldera.cli.interruptions import StoppableGroup
 from caldera.cli.options import (
     Device,
@@ -96,6 +97,7 @@ app.command()(push)
 app.command()(recipes)
 app.command()(ablate)
 app.command()(serve)
+app.command()(doctor)
 app.command("import")(import_model.import_weights)
 
 

@@ -181,6 +181,7 @@ MESSAGES: dict[str, Callable[[Arguments], Describe]] = {
     "recipes": _writes_nothing,
     "chat": _writes_nothing,
     "serve": _writes_nothing,
+    "doctor": _writes_nothing,
     "import": _writes("out_folder"),
     "export": _writes("out_folder", "json_file"),
     "parity": _writes("json_file"),
