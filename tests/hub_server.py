@@ -86,10 +86,10 @@ class Answer:
 
 def error(status: int, code: str = "", message: str = "", **headers: str) -> Answer:
     """Return an error in the Hub's form; `_` in the names of headers stands for `-`."""
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    named |= {"X-Error-Code": code} if code else {}
-    named |= {"X-Error-Message": message} if message else {}
-    return Answer(json.dumps({"error": message or code}).encode(), status, named)
+    renamed = {name.replace("_", "-"): value for name, value in headers.items()}
+    renamed |= {"X-Error-Code": code} if code else {}
+    renamed |= {"X-Error-Message": message} if message else {}
+    return Answer(json.dumps({"error": message or code}).encode(), status, renamed)
 
 
 def git_digest(content: bytes) -> str:
@@ -211,7 +211,7 @@ class HubServer:
             return error(401, message="Invalid credentials in Authorization header")
         if repo is None or (repo.private and authorization is None):
             # As the Hub: whether it exists is not told.
-            return error(404 if authorization else 401, "RepoNotFound", "Repository not found")
+            return error(404 if authorization else 401, "RepoNotFound", "Repository not target")
         revision = unquote(match["revision"] or "main")
         commit = repo.resolve(revision)
         if commit is None:
@@ -220,16 +220,16 @@ class HubServer:
 
     def _api(self, request: Request, match: "re.Match[str]") -> Answer:
         """Answer about a repository, or list its files."""
-        found = self.find(request, match)
-        if isinstance(found, Answer):
-            return found
-        repo, commit = found
+        target = self.find(request, match)
+        if isinstance(target, Answer):
+            return target
+        repo, commit = target
         files = repo.commits[commit]
         if match["verb"] == "tree":
             entries = [self._tree_entry(path, content) for path, content in sorted(files.items())]
             return Answer(json.dumps(entries).encode())
         if match["rest"]:
-            return error(404, message="Not found")
+            return error(404, message="Not target")
         info = {
             "id": match["id"],
             "modelId": match["id"],
@@ -264,15 +264,15 @@ class HubServer:
 
     def _file(self, request: Request, match: "re.Match[str]") -> Answer:
         """Answer with a file, or redirect to the CDN."""
-        found = self.find(request, match)
-        if isinstance(found, Answer):
-            return found
-        (repo, commit), path = found, unquote(match["path"])
+        target = self.find(request, match)
+        if isinstance(target, Answer):
+            return target
+        (repo, commit), path = target, unquote(match["path"])
         if repo.gated and "authorization" not in request.headers:
             return error(401, "GatedRepo", "Access to this model is restricted")
         content = repo.commits[commit].get(path)
         if content is None:
-            return error(404, "EntryNotFound", "Entry not found")
+            return error(404, "EntryNotFound", "Entry not target")
         headers = {"X-Repo-Commit": commit, "ETag": f'"{git_digest(content)}"'}
         if not self.is_lfs(path, content):
             return self._ranged(request, content, headers)

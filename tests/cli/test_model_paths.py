@@ -36,7 +36,6 @@ COMMANDS = {
 """A command line for each command and option that takes a model."""
 
 KINDS: dict[str, str] = {
-    "llava-hf/llava-1.5-7b-hf": "",
     "missing": "",
     "run/stage.json": "{}",
     "run/checkpoints/step-1/state.json": "{}",
@@ -51,7 +50,7 @@ KINDS: dict[str, str] = {
 """Files that make up one path of each kind, and their content."""
 
 PATHS = (
-    "llava-hf/llava-1.5-7b-hf", "missing", "run", "run/checkpoints/step-1", "adapter", "model.gguf",
+    "missing", "run", "run/checkpoints/step-1", "adapter", "model.gguf",
     "model.safetensors", "language", "vision", "original", "empty",
 )  # fmt: skip
 

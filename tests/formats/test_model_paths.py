@@ -159,15 +159,10 @@ EXAMPLES: dict[str, Example] = {
         lambda root: write(root / "f", notes_txt="hi"),
         r"has no caldera.json and no config.json",
     ),
-    "a name on the Hub": (
-        "hub name",
-        lambda root: "llava-hf/llava-1.5-7b-hf",
-        r"hf download llava-hf/llava-1.5-7b-hf --local-dir models/llava-1.5-7b-hf, then give models/llava",
-    ),
-    "an address of the Hub": (
-        "hub name",
-        lambda root: "https://huggingface.co/llava-hf/llava-1.5-7b-hf/tree/main",
-        r"hf download llava-hf/llava-1.5-7b-hf --local-dir",
+    "a name on the Hub, as a path": (
+        "missing",
+        lambda root: Path("llava-hf/llava-1.5-7b-hf"),
+        r"does not exist; check the path, or give hf://llava-hf/llava-1.5-7b-hf for a model",
     ),
     "another address": ("missing", lambda root: "https://x.org/m", "is a web address"),
     "a misspelled path": (

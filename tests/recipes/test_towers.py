@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from caldera.errors import ModelFormatError, UnknownNameError
+from caldera.errors import UnknownNameError, UsageError
 from caldera.formats.config import build_on_meta_device
 from caldera.model.projector import PROJECTORS, build_projector
 from caldera.recipes.towers import (
@@ -21,11 +21,11 @@ from caldera.scenes.backbones import BACKBONES
 
 
 def test_towers_are_found_by_exact_name(tmp_path: Path) -> None:
-    """For a typo the message suggests the nearest name, for a name on the Hub the command that downloads it."""
+    """For a typo the message suggests the nearest name; a delta is no language model, and is not downloaded."""
     with pytest.raises(UnknownNameError, match="did you mean 'scenes-vit'"):
         resolve_tower("scenes-vitt", tmp_path)
-    with pytest.raises(ModelFormatError, match="hf download openai/clip-vit-base --local-dir"):
-        resolve_tower("openai/clip-vit-base", tmp_path)
+    with pytest.raises(UsageError, match="differences to the first LLaMA"):
+        resolve_tower("lmsys/vicuna-7b-delta-v0@main", tmp_path)
 
 
 @pytest.mark.parametrize("name", [*HUB_TOWERS, *BACKBONES])

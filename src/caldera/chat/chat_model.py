@@ -19,7 +19,8 @@ from caldera.devices import FLOAT16_MAX, DeviceConfig, DtypeName, choose_device,
 from caldera.errors import QueueFullError, UnknownNameError, UsageError, shorten_value
 from caldera.formats.model_paths import find_model
 from caldera.formats.open_model import load_model
-from caldera.formats.weight_names import read_weights, stored_dtype
+from caldera.formats.weight_files import read_folder
+from caldera.formats.weight_names import stored_dtype
 from caldera.inference import features
 from caldera.inference.engine import AnswerStream, Engine, EngineConfig, Request
 from caldera.inference.prompts import ProcessedImage, Prompt, check_context_length
@@ -62,13 +63,13 @@ def with_stored_dtype(folder: Path, compute: DeviceConfig) -> DeviceConfig:
     That is fp32, and on GPUs fp16: bf16 would round the weights.
 
     Args:
-        folder: A model folder.
+        folder: A model folder, from `find_model`.
         compute: A device and the precision that is fastest on it.
 
     Raises:
         ModelFormatError: It is not a model folder, or its weights cannot be listed.
     """
-    stored = stored_dtype(read_weights(find_model(folder)))
+    stored = stored_dtype(read_folder(folder).weights)
     kept = (torch.float32,) if is_cpu(compute.device) else (torch.float32, torch.float16)
     return replace(compute, dtype=stored) if stored in kept else compute
 
@@ -328,10 +329,11 @@ def load(
     settings: EngineConfig | None = None,
     fetch_image: FetchImage | None = None,
 ) -> ChatModel:
-    """Load a model folder of caldera or of llava-hf, or the model of a run's folder.
+    """Load a model folder of caldera or of llava-hf, the model of a run's folder, or a model of the Hugging Face Hub.
 
     Args:
-        folder: The folder.
+        folder: The folder, or a text ORG/NAME[@REVISION], which is downloaded if it is not in the Hub's cache; a `Path`
+            is never such a name. With HF_HUB_OFFLINE=1 in the environment nothing is downloaded.
         device: A torch device, or "auto".
         dtype: Precision; "auto" is float32 if the model is stored so, else the fastest of the device: on CPUs bfloat16
             or float32, on GPUs float16 if stored so, else bfloat16 where the GPU has it.
@@ -340,6 +342,8 @@ def load(
 
     Raises:
         ModelFormatError: The folder is no such folder, and the message states what to do; or it cannot be loaded.
+        HubError: A repository on the Hub or a file of it cannot be used.
+        OutputError: The disk has too little space for the download.
         UsageError: There is no such device or precision, or the device does not support the quantization.
     """
     if not isinstance(folder, str | PathLike):
@@ -354,10 +358,10 @@ def load(
         raise UsageError(
             f"fetch_image is {shorten_value(fetch_image)}; give a function from a URL to bytes"
         )
-    path = find_model(Path(folder))
     name = str(dtype).removeprefix("torch.")
     if name not in get_args(DtypeName):
         raise UnknownNameError("dtype", name, get_args(DtypeName))
     compute = choose_device(str(device), name)  # type: ignore[arg-type] # checked above
+    path = find_model(folder if isinstance(folder, str) else Path(folder))
     compute = with_stored_dtype(path, compute) if name == "auto" else compute
     return ChatModel(load_engine(path, compute, settings), fetch_image)

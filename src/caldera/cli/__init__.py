@@ -25,7 +25,8 @@ from caldera.cli.interruptions import StoppableGroup
 from caldera.cli.options import (
     Device,
     Dtype,
-    ModelFolder,
+    ModelName,
+    Offline,
     Quantize,
     Set,
     StoredDtype,
@@ -168,7 +169,7 @@ def demo(
 
 @app.command()
 def chat(
-    model: ModelFolder,
+    model: ModelName,
     image: Annotated[
         list[str] | None, typer.Option(metavar="FILE", help="Image to ask about. Repeatable.")
     ] = None,
@@ -184,6 +185,7 @@ def chat(
     device: Device = "auto",
     dtype: StoredDtype = "auto",
     quantize: Quantize = None,
+    offline: Offline = False,
 ) -> None:
     """Chat about images. Commands in the chat: /image FILE, /reset, /help, /exit.
 
@@ -192,9 +194,12 @@ def chat(
       caldera chat runs/demo/model --image dog.jpg
 
       caldera chat runs/demo/model --image dog.jpg --prompt "What is in the image?"
+
+      caldera chat llava-hf/llava-1.5-7b-hf --image dog.jpg
     """
     from caldera.chat.chat_model import load_session, with_stored_dtype
     from caldera.chat.terminal import answer_once, run_repl
+    from caldera.formats.model_paths import find_model
     from caldera.images.decoding import resolve_image_path
     from caldera.inference.engine import EngineConfig, SamplingParams
 
@@ -205,9 +210,10 @@ def chat(
     )
     images = [resolve_image_path(text) for text in image or ()]
     compute = runtime_from(device, dtype).compute
-    compute = with_stored_dtype(model, compute) if dtype == "auto" else compute
     settings = EngineConfig(slots=1, quantization=quantization_from(quantize))
-    with closing(load_session(model, sampling, compute, settings)) as session:
+    folder = find_model(model)
+    compute = with_stored_dtype(folder, compute) if dtype == "auto" else compute
+    with closing(load_session(folder, sampling, compute, settings)) as session:
         # Ctrl-C ends an answer from here on, not the process.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if prompt is None:

@@ -19,6 +19,7 @@ from caldera.cli.options import (
     ImagesFrom,
     Instances,
     MaxBadFraction,
+    Offline,
     check_out_file,
     print_message,
     raise_if_renamed_command,
@@ -296,7 +297,10 @@ def inspect(
     file: Annotated[Path, typer.Argument(help="Data file, in a format of docs/data.md.")],
     record: Annotated[str, typer.Option(help="Id or number (from 0) of the record.")] = "0",
     model: Annotated[
-        Path | None, typer.Option(help="Model folder. \\[default: the packaged backbones]")
+        str | None,
+        typer.Option(
+            help="Model folder or a name on the Hugging Face Hub. \\[default: the packaged backbones]"
+        ),
     ] = None,
     template: Annotated[
         str | None, typer.Option(help="Template of docs/templates.md. \\[default: the model's]")
@@ -305,6 +309,7 @@ def inspect(
     images: Images = None,
     images_from: ImagesFrom = None,
     ignore_field: IgnoreField = None,
+    offline: Offline = False,
 ) -> None:
     """Print a record as the model receives it: text, image slots, and supervised text in green or [[...]].
 

@@ -19,6 +19,7 @@ from caldera.cli.options import (
     Images,
     Instances,
     MaxBadFraction,
+    Offline,
     print_result,
     runtime_from,
     stderr_console,
@@ -64,6 +65,7 @@ def coco(
     api_key_env: ApiKeyEnv = "OPENAI_API_KEY",
     device: Device = "auto",
     dtype: Dtype = "auto",
+    offline: Offline = False,
 ) -> None:
     """Evaluate a model on questions written from a COCO folder, by exact match.
 

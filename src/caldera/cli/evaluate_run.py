@@ -15,6 +15,7 @@ from caldera.cli.interruptions import StoppableGroup
 from caldera.cli.options import (
     Device,
     Dtype,
+    Offline,
     check_out_file,
     print_result,
     raise_if_renamed_command,
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     from caldera.evaluation.runs.results import Results
 
 MODEL_HELP = """
-Model folder, or the URL of a server that speaks OpenAI's chat completions, such as http://127.0.0.1:8000/v1.
+Model folder, a name on the Hugging Face Hub, or the URL of a server that speaks OpenAI's chat completions, such as
+http://127.0.0.1:8000/v1.
 """
 SET_HELP = """
 Setting for answering: temperature, top_p, seed, max_new_tokens, batch_size, choice_method (generation, letter, option,
@@ -158,6 +160,7 @@ def _evaluate(spec: "BenchmarkSpec") -> Callable[..., None]:
         api_key_env: ApiKeyEnv = "OPENAI_API_KEY",
         device: Device = "auto",
         dtype: Dtype = "auto",
+        offline: Offline = False,
     ) -> None:
         from caldera.evaluation.benchmark import Sources
         from caldera.evaluation.runs.run import (

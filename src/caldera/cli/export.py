@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 from rich.table import Table
 
-from caldera.cli.options import ModelFolder, print_message, print_result, stdout_console
+from caldera.cli.options import ModelName, Offline, print_message, print_result, stdout_console
 from caldera.errors import ParityError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ JsonReport = Annotated[
 
 
 def export(
-    model: ModelFolder,
+    model: ModelName,
     to: Annotated[
         str, typer.Option(help="gguf: two files for llama.cpp. original: as in LLaVA's own code.")
     ],
@@ -41,6 +41,7 @@ def export(
     class_token: Annotated[str | None, typer.Option(help=CLASS_TOKEN_HELP)] = None,
     images: ComparedImages = None,
     json_file: JsonReport = None,
+    offline: Offline = False,
 ) -> None:
     """Write a model for another program, then compare the two; exit code 8 if they differ.
 
@@ -80,7 +81,7 @@ def export(
 
 
 def parity(
-    model: ModelFolder,
+    model: ModelName,
     against: Annotated[str, typer.Option(help="transformers, gguf or original.")],
     gguf: Annotated[Path | None, typer.Option(help="Folder of the GGUF files.")] = None,
     original: Annotated[
@@ -96,6 +97,7 @@ def parity(
     ] = False,
     images: ComparedImages = None,
     json_file: JsonReport = None,
+    offline: Offline = False,
 ) -> None:
     """Compare a model with another implementation of it: pixels, features, logits and 64 greedy tokens.
 

@@ -1,15 +1,19 @@
 """Command `caldera import`: convert third-party models to model folders."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from caldera.cli.options import print_message, print_result
+from caldera.cli.options import Offline, print_message, print_result
 from caldera.errors import UsageError
 
 Source = Annotated[
-    Path | None, typer.Argument(help="Folder of a model; none to join --vision and --language.")
+    str | None,
+    typer.Argument(
+        help="Folder of a model or its name on the Hugging Face Hub; none to join --vision and --language."
+    ),
 ]
 OutFolder = Annotated[Path | None, typer.Option("--out", help="Model folder. \\[required]")]
 Template = Annotated[
@@ -18,9 +22,15 @@ Template = Annotated[
         help="Chat template, such as vicuna_v1, if the folder's own is none of caldera's."
     ),
 ]
-Base = Annotated[Path | None, typer.Option(help="Language model of a delta, adapter or projector.")]
-Vision = Annotated[Path | None, typer.Option(help="Vision tower, in transformers' format.")]
-Language = Annotated[Path | None, typer.Option(help="Language model to join with --vision.")]
+Base = Annotated[
+    str | None,
+    typer.Option(help="Language model of a delta, adapter or projector: a folder or a name."),
+]
+Vision = Annotated[
+    str | None,
+    typer.Option(help="Vision tower: a folder in transformers' format, or a name on the Hub."),
+]
+Language = Annotated[str | None, typer.Option(help="Language model to join with --vision.")]
 Projector = Annotated[
     str, typer.Option(help="To join them: linear, mlp2x_gelu or a file of projector weights.")
 ]
@@ -54,6 +64,7 @@ def import_weights(
     layout: Layout = None,
     dtype: DiskDtype = "auto",
     vocab_multiple: VocabMultiple = None,
+    offline: Offline = False,
 ) -> None:
     """Convert a llava-hf folder, a folder of LLaVA's own code, or two towers to a model folder.
 
@@ -65,28 +76,32 @@ def import_weights(
 
       caldera import llava-lora --base vicuna-7b --vision clip-vit-l --template vicuna_v1 --out models/llava
 
-      caldera import --vision clip-vit-l --language vicuna-7b --out models/fresh
+      caldera import --vision openai/clip-vit-large-patch14-336 --language lmsys/vicuna-7b-v1.5 --out models/fresh
     """
     if out_folder is None:
         raise UsageError("--out is required (the model folder to write)")
     if delta and layout not in (None, "delta"):
         raise UsageError(f"--delta and --layout {layout} contradict each other; give one of them")
-    from caldera.formats.importing.import_model import import_model
+    from caldera.formats.hub_models import local_folders
+    from caldera.formats.importing.import_model import check_new_folder, import_model
     from caldera.formats.importing.request import ImportRequest
     from caldera.progress import default_progress
 
+    models = {"source": source, "base": base, "vision": vision, "language": language}
+    models = {role: model for role, model in models.items() if model}
+    # The request is checked with the names, before anything is downloaded.
     request = ImportRequest(
-        source=source,
+        **{role: Path(model) for role, model in models.items()},
         layout="delta" if delta else layout,  # type: ignore[arg-type] # checked when it is built
-        base=base,
-        vision=vision,
-        language=language,
         projector=projector,
         template=template,
         aspect=aspect,  # type: ignore[arg-type] # checked when it is built
         dtype=dtype,
         vocab_multiple=vocab_multiple,
     )
+    check_new_folder(out_folder)
+    folders = local_folders(*models.values())
+    request = replace(request, **dict(zip(models, folders, strict=True)))
     report = import_model(request, out_folder, default_progress())
     print_message(*(f"note: {note}" for note in report.notes))
     print_message(f"images: {report.images}")

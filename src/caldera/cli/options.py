@@ -1,5 +1,6 @@
 """Options that several commands share, output to stdout and stderr, and hints for renamed options."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,8 +30,28 @@ def check_out_file(path: Path | None) -> Path | None:
     return path
 
 
-ModelFolder = Annotated[
-    Path, typer.Argument(help="Model folder of caldera or llava-hf, or the folder of a run.")
+ModelName = Annotated[
+    str,
+    typer.Argument(
+        help="Model folder of caldera or llava-hf, the folder of a run, or a name on the Hugging Face Hub."
+    ),
+]
+"""A text and not a Path, which would make the path `./org/name` a name on the Hub."""
+
+
+def _forbid_network(offline: bool) -> None:
+    """Let `huggingface_hub`, which reads the variable when it is imported, use its cache only."""
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+Offline = Annotated[
+    bool,
+    typer.Option(
+        "--offline",
+        callback=_forbid_network,
+        help="Use names of the Hugging Face Hub from its cache only; or set HF_HUB_OFFLINE.",
+    ),
 ]
 Set = Annotated[
     list[str] | None,

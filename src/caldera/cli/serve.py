@@ -8,7 +8,8 @@ import typer
 
 from caldera.cli.options import (
     Device,
-    ModelFolder,
+    ModelName,
+    Offline,
     Quantize,
     StoredDtype,
     print_message,
@@ -49,8 +50,8 @@ WithPage = Annotated[
     ),
 ]
 CompareWith = Annotated[
-    Path | None,
-    typer.Option(metavar="FOLDER", help="Second model, shown next to the first on the page."),
+    str | None,
+    typer.Option(metavar="MODEL", help="Second model, shown next to the first on the page."),
 ]
 Settings = Annotated[
     list[str] | None,
@@ -65,7 +66,9 @@ Port = Annotated[
 ]
 Name = Annotated[
     str | None,
-    typer.Option(help="Name of the model for clients. \\[default: name of the folder]"),
+    typer.Option(
+        help="Name of the model for clients. \\[default: name of the folder or on the Hub]"
+    ),
 ]
 NoAuth = Annotated[
     bool, typer.Option("--no-auth", help="Allow other machines to connect without a key.")
@@ -73,7 +76,7 @@ NoAuth = Annotated[
 
 
 def serve(
-    model: ModelFolder,
+    model: ModelName,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Port = 8000,
     name: Name = None,
@@ -89,6 +92,7 @@ def serve(
     quantize: Quantize = None,
     device: Device = "auto",
     dtype: StoredDtype = "auto",
+    offline: Offline = False,
 ) -> None:
     """Serve a model by OpenAI's chat completions API and on a web page.
 
@@ -103,16 +107,21 @@ def serve(
       caldera serve runs/demo/model --allowed-media-domains images.example --set limits.images=2
 
       caldera serve runs/demo/model --compare-with runs/other/model
+
+      caldera serve llava-hf/llava-1.5-7b-hf
     """
     _check_installed()
+    from caldera.files.hub import parse_hub_name
+    from caldera.formats.hub_models import local_folders
     from caldera.overrides import apply_overrides
     from caldera.server.api.config import ServerConfig
     from caldera.server.media.loader import MediaConfig
     from caldera.server.serve import Address, log_as_json, serve
 
     domains = tuple(allowed_media_domains or ())
+    hub_name = parse_hub_name(model)
     config = ServerConfig(
-        name=name or model.resolve().name,
+        name=name or (hub_name.repo_id if hub_name else Path(model).resolve().name),
         keys=_read_keys(api_key_file),
         allowed_hosts=tuple(allowed_host or ()),
         metrics=metrics,
@@ -121,9 +130,12 @@ def serve(
     overrides = [] if quantize is None else [f"engine.quantization={quantize}"]
     config = apply_overrides(config, [*overrides, *(settings or ())])
     page = _page_config(web, compare_with)
+    folder, *second = local_folders(*filter(None, (model, compare_with)))
+    if page is not None and second:
+        page.second_model = second[0]
     log_as_json()
     serve(
-        model,
+        folder,
         Address(host=host, port=port, no_auth=no_auth),
         config,
         compute=runtime_from(device, dtype).compute,
@@ -140,7 +152,7 @@ def _print_urls(name: str, url: str, page: "PageConfig | None") -> None:
         print_result(f"page at {url.removesuffix('/v1')}/")
 
 
-def _page_config(web: bool | None, second_model: Path | None) -> "PageConfig | None":
+def _page_config(web: bool | None, second_model: str | None) -> "PageConfig | None":
     """Return the configuration of the page; None for no page."""
     from caldera.errors import UsageError
     from caldera.server.page.page import PageConfig, is_installed
@@ -150,7 +162,7 @@ def _page_config(web: bool | None, second_model: Path | None) -> "PageConfig | N
             raise UsageError("--compare-with needs the web page; drop --compare-with or --no-web")
         return None
     if is_installed():
-        return PageConfig(second_model)
+        return PageConfig()
     reason = "the page needs Gradio: pip install 'caldera[web]'"
     if web or second_model is not None:
         raise UsageError(f"{reason}, or drop --web and --compare-with")

@@ -18,6 +18,7 @@ from caldera.cli.options import (
     Images,
     ImagesFrom,
     MaxBadFraction,
+    Offline,
     Resume,
     Set,
     Workers,
@@ -38,8 +39,8 @@ if TYPE_CHECKING:
 
 _Name = TypeVar("_Name", bound=str)
 Stage1Model = Annotated[
-    Path | None,
-    typer.Option(help="Model folder or run of a finished stage 1, instead of towers and its data."),
+    str | None,
+    typer.Option(help="Model or run of a finished stage 1, instead of towers and its data."),
 ]
 _Records: TypeAlias = "tuple[Path, Sequence[Conversation], ReadOptions, SkippedItems]"
 
@@ -55,10 +56,14 @@ def pretrain(
     data: Annotated[Path, typer.Option(help="Image-caption records in LLaVA's JSON.")],
     out: Annotated[Path, typer.Option(help="Run folder.")],
     vision: Annotated[
-        str, typer.Option(help="Vision tower: scenes-vit or a folder.")
+        str,
+        typer.Option(help="Vision tower: scenes-vit, a folder or a name on the Hugging Face Hub."),
     ] = "scenes-vit",
     language: Annotated[
-        str, typer.Option(help="Language model: scenes-llama, a folder or a .gguf file.")
+        str,
+        typer.Option(
+            help="Language model: scenes-llama, a folder, a .gguf file or a name on the Hugging Face Hub."
+        ),
     ] = "scenes-llama",
     projector: Annotated[str, typer.Option(help="linear or mlp2x_gelu.")] = "mlp2x_gelu",
     aspect: Annotated[str, typer.Option(help="square, pad or anyres.")] = "square",
@@ -79,6 +84,7 @@ def pretrain(
     device: Device = "auto",
     dtype: Dtype = "auto",
     workers: Workers = None,
+    offline: Offline = False,
 ) -> None:
     """Stage 1: join two towers and train the projector on captions, everything else frozen.
 
@@ -90,7 +96,7 @@ def pretrain(
     """
     from caldera.images.anyres import ASPECTS
     from caldera.overrides import apply_overrides
-    from caldera.recipes.towers import resolve_tower
+    from caldera.recipes.towers import resolve_towers
     from caldera.training.hyperparameters import PRETRAIN
 
     # Settings and data are checked before torch is imported and a model is loaded, which take long.
@@ -101,8 +107,7 @@ def pretrain(
     from caldera.model.vision_tower import FeatureSelect
 
     model = assemble(
-        resolve_tower(vision, out / "towers"),
-        resolve_tower(language, out / "towers"),
+        *resolve_towers(vision, language, work=out / "towers"),
         projector=projector,
         aspect=aspect,
         vision_feature_layer=vision_feature_layer,
@@ -115,7 +120,9 @@ def pretrain(
 
 @app.command()
 def finetune(
-    model: Annotated[Path, typer.Option(help="Model folder or run of stage 1.")],
+    model: Annotated[
+        str, typer.Option(help="Model folder or run of stage 1, or a name on the Hugging Face Hub.")
+    ],
     data: Annotated[Path, typer.Option(help="Instruction data in LLaVA's JSON.")],
     out: Annotated[Path, typer.Option(help="Run folder.")],
     lora: Annotated[
@@ -137,6 +144,7 @@ def finetune(
     device: Device = "auto",
     dtype: Dtype = "auto",
     workers: Workers = None,
+    offline: Offline = False,
 ) -> None:
     """Stage 2: train projector and language model on instruction data, the vision tower frozen.
 
@@ -164,9 +172,13 @@ def finetune(
 def recipe(
     name: Annotated[str, typer.Argument(help="A paper's recipe; `caldera recipes` lists them.")],
     out: Annotated[Path, typer.Option(help="Run folder.")],
-    vision: Annotated[str | None, typer.Option(help="Folder of the vision tower.")] = None,
+    vision: Annotated[
+        str | None,
+        typer.Option(help="Vision tower. \\[default: the recipe's, from the Hugging Face Hub]"),
+    ] = None,
     language: Annotated[
-        str | None, typer.Option(help="Folder or .gguf file of the language model.")
+        str | None,
+        typer.Option(help="Language model. \\[default: the recipe's, from the Hugging Face Hub]"),
     ] = None,
     pretrain_data: Annotated[Path | None, typer.Option(help="Data file of stage 1.")] = None,
     pretrain_images: Annotated[
@@ -185,14 +197,15 @@ def recipe(
     device: Device = "auto",
     dtype: Dtype = "auto",
     workers: Workers = None,
+    offline: Offline = False,
 ) -> None:
-    """Run both stages of a paper's recipe on your data and towers; without them, print what it needs.
+    """Run both stages of a paper's recipe on your data; without it, print what it needs.
 
     [bold]Examples[/bold]
 
       caldera train recipe llava_15_7b --out runs/llava15          prints what it needs and where to get it
 
-      caldera train recipe llava_15_7b --out runs/llava15 --vision clip-vit-large-patch14-336 --language vicuna-7b-v1.5
+      caldera train recipe llava_15_7b --out runs/llava15
       --pretrain-data LLaVA-Pretrain/blip_laion_cc_sbu_558k.json --data llava_v1_5_mix665k.json --images images
 
       caldera train recipe llava_15_7b_lora --out runs/lora --stage1-model runs/llava15/pretrain/model
@@ -223,8 +236,9 @@ def recipe(
 @app.command()
 def merge(
     adapter: Annotated[Path, typer.Argument(help="Adapter folder of a run with --lora.")],
-    model: Annotated[Path, typer.Option(help="Model folder that the run started from.")],
+    model: Annotated[str, typer.Option(help="Model that the run started from.")],
     out: Annotated[Path, typer.Option(help="Model folder to write.")],
+    offline: Offline = False,
 ) -> None:
     """Merge an adapter into the model it was trained on; every run has done so already, in its folder model/.
 

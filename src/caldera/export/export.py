@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,9 @@ from caldera.progress import Progress
 class ExportConfig:
     """Settings of an export and of the comparison after it."""
 
-    folder: Path
+    folder: str | Path
+    """The model, as `find_model` takes it."""
+
     out: Path
     dtype: GgufDtype | None = None
     """Type of the matrices in a GGUF file; f16 if None."""
@@ -47,7 +49,9 @@ class ExportConfig:
 class ParityConfig:
     """Settings of a comparison."""
 
-    folder: Path
+    folder: str | Path
+    """The model, as `find_model` takes it."""
+
     against: str
     """A name in PARITY_BACKENDS."""
 
@@ -79,7 +83,7 @@ class ExportReport:
     """Fault of the other implementation that explains the differences, as the files are right; empty if none."""
 
 
-def _export_original(config: ExportConfig, progress: Progress) -> ExportReport:
+def _export_original(config: ExportConfig, folder: Path, progress: Progress) -> ExportReport:
     """Write the layout of LLaVA's own code; the weights are the folder's, bit for bit."""
     options = {
         "--type": config.dtype,
@@ -90,28 +94,26 @@ def _export_original(config: ExportConfig, progress: Progress) -> ExportReport:
         raise UsageError(
             f"{' and '.join(unused)} would not be used: the original layout keeps the weights as they are; remove it"
         )
-    with progress.task("writing", len(read_weights(config.folder))) as tick:
-        notes = write_original(config.folder, config.out, lambda file: tick(detail=file))
-    compare = (
-        f"compare it: caldera parity {config.folder} --against original --original {config.out}"
-    )
+    with progress.task("writing", len(read_weights(folder))) as tick:
+        notes = write_original(folder, config.out, lambda file: tick(detail=file))
+    compare = f"compare it: caldera parity {folder} --against original --original {config.out}"
     return ExportReport(None, (*notes, compare))
 
 
-def _export_gguf(config: ExportConfig, progress: Progress) -> ExportReport:
+def _export_gguf(config: ExportConfig, folder: Path, progress: Progress) -> ExportReport:
     """Write GGUF files and compare them."""
     dtype, class_token = config.dtype or "f16", config.class_token or "last"
-    files = write_gguf_files(config.folder, config.out, dtype, progress, class_token)
+    files = write_gguf_files(folder, config.out, dtype, progress, class_token)
     try:
         require_extra("reference", "comparing it")
     except UsageError as error:
         note = (
             f"{files.language} and {files.vision} were not compared with the model: {error}; then run 'caldera parity "
-            f"{config.folder} --against gguf --gguf {config.out}'"
+            f"{folder} --against gguf --gguf {config.out}'"
         )
         return ExportReport(None, (note,))
     parity_config = ParityConfig(
-        folder=config.folder, against="gguf", gguf=config.out, images=config.images
+        folder=folder, against="gguf", gguf=config.out, images=config.images
     )
     parity = compare_model(parity_config, progress)
     return ExportReport(parity, known_fault=_class_token_fault(parity))
@@ -134,7 +136,7 @@ def _class_token_fault(parity: Parity) -> str:
     )
 
 
-EXPORT_FORMATS: dict[str, Callable[[ExportConfig, Progress], ExportReport]] = {
+EXPORT_FORMATS: dict[str, Callable[[ExportConfig, Path, Progress], ExportReport]] = {
     "gguf": _export_gguf,
     "original": _export_original,
 }
@@ -153,11 +155,11 @@ def export_model(name: str, config: ExportConfig, progress: Progress) -> ExportR
         raise UnknownNameError("export format", name, EXPORT_FORMATS)
     if config.images:
         check_readable(config.images)
-    return EXPORT_FORMATS[name](replace(config, folder=find_model(config.folder)), progress)
+    return EXPORT_FORMATS[name](config, find_model(config.folder), progress)
 
 
 def _load_llama_cpp(
-    config: ParityConfig, assistant: LlavaBundle
+    config: ParityConfig, folder: Path, assistant: LlavaBundle
 ) -> AbstractContextManager[OtherSide]:
     if config.gguf is None:
         raise UsageError("the folder of the GGUF files is missing; pass --gguf FOLDER")
@@ -172,7 +174,7 @@ def _load_llama_cpp(
 
 
 def _open_original(
-    config: ParityConfig, assistant: LlavaBundle
+    config: ParityConfig, folder: Path, assistant: LlavaBundle
 ) -> AbstractContextManager[OtherSide]:
     if config.original is None:
         raise UsageError(
@@ -183,10 +185,10 @@ def _open_original(
 
 
 PARITY_BACKENDS: dict[
-    str, Callable[[ParityConfig, LlavaBundle], AbstractContextManager[OtherSide]]
+    str, Callable[[ParityConfig, Path, LlavaBundle], AbstractContextManager[OtherSide]]
 ] = {
-    "transformers": lambda config, assistant: nullcontext(
-        Transformers(config.folder, assistant.card.template)
+    "transformers": lambda _, folder, assistant: nullcontext(
+        Transformers(folder, assistant.card.template)
     ),
     "gguf": _load_llama_cpp,
     "original": _open_original,
@@ -218,10 +220,10 @@ def compare_model(config: ParityConfig, progress: Progress) -> Parity:
         require_extra("reference", "comparing with GGUF files")
     if config.images:
         check_readable(config.images)
-    config = replace(config, folder=find_model(config.folder))
-    assistant = load_model(config.folder)
+    folder = find_model(config.folder)
+    assistant = load_model(folder)
     with (
-        PARITY_BACKENDS[config.against](config, assistant) as other,
+        PARITY_BACKENDS[config.against](config, folder, assistant) as other,
         _parity_cases(config.images) as cases,
     ):
         return compare(Caldera(assistant), other, cases, assistant.processor, progress)

@@ -1,4 +1,4 @@
-"""Errors of the Hugging Face Hub in words that say what to do, and the waiting for a server that is busy."""
+"""Errors of the Hugging Face Hub in words that state what to do, and the waiting for a server that is busy."""
 
 import logging
 import time
@@ -45,8 +45,8 @@ class Retries:
         response = getattr(error, "response", None)
         self._failures += 1
         pause = FIRST_PAUSE_SECONDS * 2 ** (self._failures - 1)
-        if response is not None and (asked := _retry_after(response)) is not None:
-            pause = asked
+        if response is not None and (retry_after := _retry_after(response)) is not None:
+            pause = retry_after
         self._waited += pause
         is_final = response is not None and response.status_code not in _BUSY
         if is_final or self._failures >= MAX_ATTEMPTS or self._waited > MAX_WAIT_SECONDS:
@@ -57,7 +57,7 @@ class Retries:
 
 @contextmanager
 def hub_errors(action: str, repo_id: str, repo_type: str = "model") -> Iterator[None]:
-    """Turn errors of `huggingface_hub` into a HubError that says what to do.
+    """Turn errors of `huggingface_hub` into a HubError that states what to do.
 
     Args:
         action: What is tried, such as "read org/name@main".
@@ -119,8 +119,8 @@ def _translate_status(error: Any, cannot: str, host: str) -> HubError:  # noqa: 
     """Return the error of a response as a HubError."""
     status = error.response.status_code
     if status == 429:
-        asked = _retry_after(error.response)
-        wait = "" if asked is None else f" and asks to wait {asked:.0f} s"
+        retry_after = _retry_after(error.response)
+        wait = "" if retry_after is None else f" and asks to wait {retry_after:.0f} s"
         return HubUnreachableError(
             f"{cannot}: {host} limits the rate of requests{wait}; run again later; with HF_TOKEN the limit is higher"
         )
@@ -155,19 +155,19 @@ def _kind(repo_type: str) -> str:
 
 
 def _token_state() -> str:
-    """Say whether a token was sent; the token itself is in no message."""
+    """Return whether a token was sent, for a message; the token itself is in no message."""
     from huggingface_hub import get_token
 
     return "and the token gives no access" if get_token() else "and no token is set"
 
 
 def _retry_after(response: Any) -> float | None:  # noqa: ANN401 - a response of either library
-    """Return the seconds that a server asks to wait; None if it does not say."""
+    """Return the seconds that a server asks to wait; None if it does not."""
     from huggingface_hub.utils import parse_ratelimit_headers
 
-    asked = response.headers.get("Retry-After", "").strip()
-    if asked.isdecimal():
-        return float(asked)
+    retry_after = response.headers.get("Retry-After", "").strip()
+    if retry_after.isdecimal():
+        return float(retry_after)
     limit = parse_ratelimit_headers(response.headers) if response.status_code == 429 else None
     return float(limit.reset_in_seconds) if limit and not limit.remaining else None
 

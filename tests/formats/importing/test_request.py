@@ -74,14 +74,6 @@ def test_the_template_of_llavas_own_code_is_suggested(
         ImportRequest(source=folder).require_template  # noqa: B018 - the property raises
 
 
-def test_a_tower_that_is_no_folder_is_named(tmp_path: Path, llava_hf: Path) -> None:
-    """The message for the name of a tower on the Hub has the command that downloads it."""
-    for option in ("vision", "base"):
-        folder = Path("openai/clip-vit-large-patch14-336")
-        with pytest.raises(ModelFormatError, match="hf download openai/clip-vit-large"):
-            run_import(tmp_path / "out", source=llava_hf, **{option: folder})
-
-
 def test_the_name_of_a_folder_decides_nothing(tmp_path: Path, vicuna_folder: Path) -> None:
     """A language model in a folder called llava-lora is a language model."""
     vicuna_folder.replace(tmp_path / "llava-lora")

@@ -161,7 +161,7 @@ def test_every_kind_survives_export_and_import(
     run_import(tmp_path / "again", source=exported)
 
     after = load_model_folder(tmp_path / "again")
-    ignored: dict[str, Any] = {"source_digests": {}}
+    ignored: dict[str, Any] = {"source_digests": {}, "sources": {}}
     assert after.card.model_copy(update=ignored) == before.card.model_copy(update=ignored)
     assert after.processor == before.processor
     assert after.model.language.config.model_type == kind

@@ -151,9 +151,10 @@ class LocalModelAnswerer:
 
     @property
     def model_info(self) -> Mapping[str, str]:
-        """Training stage and projector of the model."""
+        """Training stage and projector of the model, and its name and commit on the Hub."""
         card = self._assistant.card
-        return {"stage": card.stage or "joined only", "projector": card.projector}
+        hub = {"hub": card.sources["source"]} if "@" in card.sources.get("source", "") else {}
+        return {"stage": card.stage or "joined only", "projector": card.projector, **hub}
 
     @property
     def deterministic(self) -> bool:
@@ -282,15 +283,17 @@ def _prompt(prepared: PreparedItem) -> FilePrompt:
 
 
 def load_answerer(
-    folder: Path, *, config: AnswerConfig, compute: DeviceConfig
+    model: str | Path, *, config: AnswerConfig, compute: DeviceConfig
 ) -> LocalModelAnswerer:
-    """Load a model folder to answer with.
+    """Load a model to answer with; a text may be a name on the Hugging Face Hub.
 
     Raises:
-        ModelFormatError: The folder cannot be loaded.
+        ModelFormatError: It is no model, or cannot be loaded.
+        HubError: A repository on the Hub or a file of it cannot be used.
+        OutputError: The disk has too little space for the download.
         UsageError: A setting is out of its range.
     """
-    folder = find_model(folder)
+    folder = find_model(model)
     assistant = load_model(folder)
     return LocalModelAnswerer(
         assistant, digest_model_folder(folder), config=config, compute=compute

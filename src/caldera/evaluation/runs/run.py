@@ -36,7 +36,7 @@ from caldera.evaluation.runs.results import (
     with_items,
 )
 from caldera.files.atomic import lock_folder, write_json
-from caldera.formats.model_paths import identify
+from caldera.files.hub import parse_hub_name
 from caldera.images.decoding import read_bytes
 from caldera.interruption import signal_of
 from caldera.progress import NoProgress, Progress
@@ -324,9 +324,9 @@ def open_answerer(
     Raises:
         CalderaError: The settings are invalid, or the model cannot be loaded.
     """
-    if model.startswith(("http://", "https://")) and identify(model).kind != "hub name":
+    if model.startswith(("http://", "https://")) and parse_hub_name(model) is None:
         return ServerAnswerer(replace(server, url=model), config)
-    return load_answerer(Path(model), config=config, compute=compute)
+    return load_answerer(model, config=config, compute=compute)
 
 
 def image_folder(sources: Sources) -> Path:

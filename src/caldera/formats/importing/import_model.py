@@ -76,8 +76,7 @@ def import_model(request: ImportRequest, out: Path, progress: Progress) -> Model
         ModelFormatError: The source is broken, does not fit its config, or needs what caldera does not support.
         OutputError: The folder could not be written; nothing of it is left.
     """
-    if out.exists():
-        raise UsageError(f"{out} exists; choose another --out or remove it first")
+    check_new_folder(out)
     source = open_source(request)
     weights = source.weights
     if request.dtype != "auto":
@@ -85,7 +84,8 @@ def import_model(request: ImportRequest, out: Path, progress: Progress) -> Model
     nbytes = sum(weight.nbytes for weight in weights.values())
     _check_space(out, nbytes)
     digests = _digests(source.files, progress)
-    metadata = source.assistant.card.model_copy(update={"source_digests": digests})
+    provenance = {"source_digests": digests, "sources": request.sources}
+    metadata = source.assistant.card.model_copy(update=provenance)
     assistant = replace(source.assistant, card=metadata)
     with atomic_folder(out) as fresh, progress.task("write", len(weights)) as tick:
         fill_model_folder(fresh, assistant, weights, lambda file: tick(detail=file))
@@ -97,6 +97,12 @@ def import_model(request: ImportRequest, out: Path, progress: Progress) -> Model
     return ModelImportReport(
         source.layout, len(weights), nbytes, stored_dtype(weights), images, notes
     )
+
+
+def check_new_folder(out: Path) -> None:
+    """Raise UsageError if the folder to write exists."""
+    if out.exists():
+        raise UsageError(f"{out} exists; choose another --out or remove it first")
 
 
 def open_source(request: ImportRequest) -> OpenSource:

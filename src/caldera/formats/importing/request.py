@@ -8,6 +8,7 @@ import torch
 
 from caldera.errors import ModelFormatError, UnknownNameError, UsageError
 from caldera.formats.config import read_config
+from caldera.formats.hub_models import source_name
 from caldera.formats.model_paths import ADAPTER_FILES, NON_LORA_FILE, PROJECTOR_FILE, identify
 from caldera.formats.original.config import is_original
 from caldera.formats.weight_files import has_weights, read_folder
@@ -84,9 +85,6 @@ class ImportRequest:
             raise UsageError(
                 "give the folder of a model, or --vision and --language to join two towers"
             )
-        for folder in filter(None, (self.base, self.vision, self.language)):
-            if (model_path := identify(folder)).kind == "hub name":
-                raise ModelFormatError(model_path.advice)
         if self.source is not None and self.language is not None:
             raise UsageError(
                 "--language joins two towers, without a source; the base of an original folder is --base"
@@ -108,6 +106,17 @@ class ImportRequest:
                 f"chatml_direct_original), else one of {', '.join(TEMPLATES)}"
             )
         return self.template
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Where the folders are from, by role: their names on the Hub with the commit, else their own names."""
+        folders = {
+            "source": self.source,
+            "base": self.base,
+            "vision": self.vision,
+            "language": self.language,
+        }
+        return {role: source_name(folder) for role, folder in folders.items() if folder}
 
     @property
     def grown_multiple(self) -> int:

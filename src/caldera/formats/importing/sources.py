@@ -16,12 +16,14 @@ from caldera.errors import (
     UsageError,
     describe_validation_error,
 )
+from caldera.files.hub import hub_source
 from caldera.formats import weight_names
 from caldera.formats.assemble import CONTRASTIVE_MODELS
 from caldera.formats.config import (
     read_config,
     sub_config,
 )
+from caldera.formats.hub_models import local_folder
 from caldera.formats.image_processor import load_processor
 from caldera.formats.original.config import (
     TOWER_FOLDER,
@@ -250,6 +252,9 @@ def _find_tower(
     own = {name: weight for name, weight in weights.items() if name.startswith(VISION)}
     hub_tower = known_tower(settings.tower)
     trained = settings.tower_trained and bool(own)
+    if vision is None and not (trained and hub_tower) and hub_source(folder):
+        # A name in a local folder is not sent to the Hub; in a repository, it is part of what the user named.
+        vision = local_folder(settings.tower)
     if vision is None:
         if trained and hub_tower:
             return SourceTower(*hub_tower, own)
@@ -257,8 +262,8 @@ def _find_tower(
         if own:
             lacks = "does not describe it" if trained else "has not trained its weights"
         raise UsageError(
-            f"{folder} names the vision tower {settings.tower!r} but {lacks}; give --vision, the folder "
-            "of that tower in transformers' format (config.json, preprocessor_config.json, weights)"
+            f"{folder} names the vision tower {settings.tower!r} but {lacks}; give --vision, the name of that tower "
+            "on the Hub or its folder in transformers' format (config.json, preprocessor_config.json, weights)"
         )
     tower = read_tower(vision)
     difference = tower_difference(hub_tower[0], tower.config) if hub_tower else None

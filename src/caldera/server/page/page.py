@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.types import ASGIApp
 
+from caldera.files.hub import hub_source
 from caldera.images.data_urls import image_to_data_url
 from caldera.inference.engine import Engine
 from caldera.scenes.drawing import glyph_shapes, render
@@ -96,6 +97,7 @@ class PageConfig:
         if self.second_model is not None:
             path = self.second_model.resolve()
             second_name = path.name if path.name != name else f"{path.parent.name}/{path.name}"
+            second_name = hub_source(path) or second_name
             models.append(PageModel(second_name, lambda: self._second(service)))
         return create_page(service, models)
 

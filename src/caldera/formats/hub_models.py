@@ -1,0 +1,162 @@
+"""Models by their names on the Hugging Face Hub: the files to download, and the templates of known releases.
+
+The one place where a name becomes a folder; everything else takes folders.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from caldera.files.hub import HubFile, HubName, download, find_snapshot, hub_source, parse_hub_name
+from caldera.files.hub_errors import HubError
+from caldera.formats.safetensors_files import INDEX, WEIGHTS
+from caldera.formats.weight_files import TORCH_INDEX, TORCH_WEIGHTS
+from caldera.progress import default_progress
+
+_SETTINGS = frozenset(
+    (
+        "caldera.json",
+        "config.json",
+        "generation_config.json",
+        "preprocessor_config.json",
+        "processor_config.json",
+        "chat_template.jinja",
+        "chat_template.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab.json",
+        "vocab.txt",
+        "merges.txt",
+    )
+)
+"""Files other than weights; no others are downloaded, and never code."""
+
+_TOWER_FOLDER = "vision_tower/"
+"""Folder of a tower in exports of caldera to the layout of LLaVA's own code."""
+
+_ADAPTER_CONFIG = "adapter_config.json"
+_ORIGINAL_PARTS = (
+    "mm_projector.bin",
+    "non_lora_trainables.bin",
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+)
+"""Weights of a projector or adapter of LLaVA's own code."""
+
+_OTHER_KINDS = {
+    r"model_index\.json": "a pipeline of diffusers",
+    r".*\.gguf": "GGUF files, which caldera takes only as a language model: download one, and give --language FILE",
+    r"adapter_config\.json": "an adapter of peft: merge it into its base with peft, and give the result",
+    r".*\.(h5|msgpack|ot|onnx|tflite|nemo|ckpt|pth)": "weights for other programs",
+}
+"""What a repository holds that is no model for caldera, by its files."""
+
+RELEASED_TEMPLATES = {
+    "llava-hf/llava-1.5-7b-hf": "vicuna_v1",
+    "llava-hf/llava-1.5-13b-hf": "vicuna_v1",
+    "llava-hf/llava-v1.6-vicuna-7b-hf": "vicuna_v1",
+    "llava-hf/llava-v1.6-vicuna-13b-hf": "vicuna_v1",
+    "llava-hf/llava-v1.6-mistral-7b-hf": "mistral_instruct",
+    "llava-hf/llava-v1.6-34b-hf": "chatml_direct",
+    "liuhaotian/llava-v1.5-7b": "vicuna_v1_original_4_31",
+    "liuhaotian/llava-v1.5-13b": "vicuna_v1_original_4_31",
+    "liuhaotian/llava-v1.6-vicuna-7b": "vicuna_v1_original",
+    "liuhaotian/llava-v1.6-vicuna-13b": "vicuna_v1_original",
+    "liuhaotian/llava-v1.6-mistral-7b": "mistral_instruct_original",
+    "liuhaotian/llava-v1.6-34b": "chatml_direct_original",
+    "lmms-lab/llava-onevision-qwen2-0.5b-ov": "qwen_original",
+    "lmms-lab/llava-onevision-qwen2-7b-ov": "qwen_original",
+}
+"""Templates of releases whose files do not give the one that they were trained with, by their names on the Hub."""
+
+
+def released_template(folder: Path) -> str | None:
+    """Return the template of a known release, if a folder is its snapshot from the Hub."""
+    return RELEASED_TEMPLATES.get((hub_source(folder) or "").partition("@")[0])
+
+
+def local_folder(path: str | Path) -> Path:
+    """Return the folder of a Hub name's snapshot, which is downloaded if it is missing, or a path as it is.
+
+    Args:
+        path: A path, or a text ORG/NAME[@REVISION]; a `Path` is never a name.
+
+    Raises:
+        HubError: The repository or a file of it cannot be used.
+        OutputError: The disk has too little space.
+    """
+    return local_folders(path)[0]
+
+
+def local_folders(*paths: str | Path) -> list[Path]:
+    """Return folders as `local_folder` does; the sizes of all are logged before the first download."""
+    names = [parse_hub_name(path) if isinstance(path, str) else None for path in paths]
+    snapshots = {name: find_snapshot(name, choose_model_files) for name in names if name}
+    if snapshots:
+        download(list(snapshots.values()), default_progress())
+    return [
+        snapshots[name].folder if name else Path(path)
+        for name, path in zip(names, paths, strict=True)
+    ]
+
+
+def source_name(folder: Path) -> str:
+    """Return where a folder is from: ORG/NAME@COMMIT on the Hub, else the folder's own name."""
+    return hub_source(folder) or folder.resolve().name
+
+
+def choose_model_files(name: HubName, files: Sequence[HubFile]) -> list[HubFile]:
+    """Return the files of a model that caldera reads: settings first, then weights, in safetensors if there are any.
+
+    Raises:
+        HubError: The repository holds something else, or lacks files.
+    """
+    by_path = {file.path: file for file in files}
+    weights = _choose_weights(name, by_path)
+    parts = [path for path in _ORIGINAL_PARTS if path in by_path and not weights]
+    is_peft = _ADAPTER_CONFIG in by_path and "non_lora_trainables.bin" not in by_path
+    if "config.json" not in by_path or not (weights or parts) or (is_peft and not weights):
+        raise HubError(f"{name} is no model that caldera reads: {_describe_other(by_path)}")
+    if parts and _ADAPTER_CONFIG in by_path:
+        parts.insert(0, _ADAPTER_CONFIG)
+    settings = [path for path in by_path if path.removeprefix(_TOWER_FOLDER) in _SETTINGS]
+    tower = _choose_weights(name, by_path, _TOWER_FOLDER)
+    return [by_path[path] for path in (*settings, *parts, *tower, *weights)]
+
+
+def _choose_weights(name: HubName, by_path: Mapping[str, HubFile], folder: str = "") -> list[str]:
+    """Return the weight files of a folder in a repository; none if it has no complete model."""
+    for single, index in ((WEIGHTS, INDEX), (TORCH_WEIGHTS, TORCH_INDEX)):
+        if folder + index in by_path:
+            return [folder + index, *_choose_shards(name, by_path, folder + single)]
+        if folder + single in by_path:
+            return [folder + single]
+    return []
+
+
+def _choose_shards(name: HubName, by_path: Mapping[str, HubFile], single: str) -> list[str]:
+    """Return the files with a part of the weights; raise HubError if one is missing."""
+    stem, _, suffix = single.rpartition(".")
+    pattern = re.compile(rf"{re.escape(stem)}-(\d+)-of-(\d+)\.{suffix}")
+    shards: dict[int, list[str]] = {}
+    for path in sorted(by_path):
+        if match := pattern.fullmatch(path):
+            shards.setdefault(int(match[2]), []).append(path)
+    complete = [paths for total, paths in shards.items() if len(paths) == total]
+    if not complete:
+        raise HubError(
+            f"{name} has an index of weights, but not all of its files {stem}-*.{suffix}"
+        )
+    return complete[0]
+
+
+def _describe_other(by_path: Mapping[str, HubFile]) -> str:
+    """Describe what a repository holds in place of a model."""
+    for pattern, kind in _OTHER_KINDS.items():
+        if any(re.fullmatch(pattern, path) for path in by_path):
+            return f"it has {kind}"
+    missing = "config.json" if "config.json" not in by_path else f"{WEIGHTS} or {TORCH_WEIGHTS}"
+    return f"it has no {missing}"
