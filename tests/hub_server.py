@@ -211,7 +211,7 @@ class HubServer:
             return error(401, message="Invalid credentials in Authorization header")
         if repo is None or (repo.private and authorization is None):
             # As the Hub: whether it exists is not told.
-            return error(404 if authorization else 401, "RepoNotFound", "Repository not target")
+            return error(404 if authorization else 401, "RepoNotFound", "Repository not found")
         revision = unquote(match["revision"] or "main")
         commit = repo.resolve(revision)
         if commit is None:
@@ -229,7 +229,7 @@ class HubServer:
             entries = [self._tree_entry(path, content) for path, content in sorted(files.items())]
             return Answer(json.dumps(entries).encode())
         if match["rest"]:
-            return error(404, message="Not target")
+            return error(404, message="Not found")
         info = {
             "id": match["id"],
             "modelId": match["id"],
@@ -272,7 +272,7 @@ class HubServer:
             return error(401, "GatedRepo", "Access to this model is restricted")
         content = repo.commits[commit].get(path)
         if content is None:
-            return error(404, "EntryNotFound", "Entry not target")
+            return error(404, "EntryNotFound", "Entry not found")
         headers = {"X-Repo-Commit": commit, "ETag": f'"{git_digest(content)}"'}
         if not self.is_lfs(path, content):
             return self._ranged(request, content, headers)

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from caldera.errors import OutputError, UsageError
-from caldera.files.atomic import free_bytes, write_atomic
+from caldera.files.atomic import free_bytes, translate_os_errors, write_atomic
 from caldera.files.hub_errors import HubError, HubUnreachableError, Retries, hub_errors
 from caldera.files.hub_transfer import RemoteFile, fetch
 from caldera.progress import Progress
@@ -227,7 +227,9 @@ def _fetch_all(snapshot: Snapshot, files: Sequence[RemoteFile], progress: Progre
     num_bytes = sum(file.num_present for file in files)
     name = snapshot.name
     task = progress.task(f"MB of {name}", -(-total // _MB), num_bytes // _MB)
-    with hub_errors(f"download {name}", name.repo_id, name.repo_type), task as advance:
+    in_words = hub_errors(f"download {name}", name.repo_id, name.repo_type)
+    # Errors of responses are OSErrors too, so they are translated first.
+    with translate_os_errors(_cache()), in_words, task as advance:
 
         def on_bytes(size: int) -> None:
             nonlocal num_bytes

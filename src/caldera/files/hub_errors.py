@@ -101,7 +101,7 @@ def _translate(error: Any, action: str, repo_id: str, repo_type: str) -> HubErro
             return HubError(f"{cannot}: it has no such revision; {page}/tree/main lists them")
         case errors.RemoteEntryNotFoundError():
             return HubError(
-                f"{cannot}: {host} lists {error.request.url.path}, but does not have it; run again, or choose "
+                f"{cannot}: {host} lists {error.response.url.path}, but does not have it; run again, or choose "
                 "another revision"
             )
         case errors.HfHubHTTPError():

@@ -8,14 +8,13 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from caldera.files.atomic import translate_os_errors
 from caldera.files.hub_errors import HubError, HubUnreachableError, Retries, http_error
 
-_CHUNK = 1 << 20
 _SHA256_LENGTH = 64
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
@@ -60,22 +59,21 @@ def fetch(file: RemoteFile, on_bytes: Callable[[int], None]) -> None:
 
     Raises:
         HubError: The content is not what the Hub lists.
-        OutputError: The disk is full, or the cache cannot be written.
         HTTPError: The file cannot be read.
+        OSError: The disk is full, or the cache cannot be written.
     """
-    with translate_os_errors(file.blob):
-        file.blob.parent.mkdir(parents=True, exist_ok=True)
-        with file.partial.open("a+b") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            if not file.blob.is_file():
-                _complete(file, stream, on_bytes)
-                stream.flush()
-                _check_content(file, stream)
-                file.partial.replace(file.blob)
-            else:
-                file.partial.unlink(missing_ok=True)
-        file.link.parent.mkdir(parents=True, exist_ok=True)
-        file.link.unlink(missing_ok=True)
+    file.blob.parent.mkdir(parents=True, exist_ok=True)
+    with file.partial.open("a+b") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        if not file.blob.is_file():
+            _complete(file, stream, on_bytes)
+            stream.flush()
+            _check_content(file, stream)
+            file.partial.replace(file.blob)
+        else:
+            file.partial.unlink(missing_ok=True)
+    file.link.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
         file.link.symlink_to(os.path.relpath(file.blob, file.link.parent))
 
 
@@ -114,7 +112,8 @@ def _receive(file: RemoteFile, stream: IO[bytes]) -> Iterator[int]:
         if start and response.status_code != 206:
             _empty(stream)
             yield -start
-        for chunk in response.iter_bytes(_CHUNK):
+        # Chunks as they arrive: what is gathered to a larger one is lost when a connection breaks.
+        for chunk in response.iter_bytes():
             stream.write(chunk)
             yield len(chunk)
             if stream.tell() > file.size:
