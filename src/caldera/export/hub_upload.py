@@ -265,31 +265,39 @@ def _send_weights(
 @contextmanager
 def _upload_errors(repo_id: str) -> Iterator[None]:
     """Turn errors of an upload into a HubError that says what to do."""
-    from huggingface_hub.errors import HfHubHTTPError
-
     with hub_errors(f"upload to {repo_id}", repo_id):
         try:
             yield
-        except HfHubHTTPError as error:
-            status = error.response.status_code
-            if status == 403:
-                raise HubError(
-                    f"cannot upload to {repo_id}: the token may not write there; create one that may on {_TOKEN_PAGE}"
-                ) from None
-            if status in (409, 412):
-                raise HubError(
-                    f"cannot upload to {repo_id}: it was changed meanwhile; run again"
-                ) from None
-            raise
-        except RuntimeError as error:
-            # huggingface_hub wraps what a thread of an upload raises, and hf_xet has no exceptions of its own.
-            if isinstance(error.__cause__, http_error()):
-                raise error.__cause__ from None
-            raise HubError(
-                f"cannot upload to {repo_id}: {error}; run again, what was sent is not sent again"
-            ) from None
-        except ValueError as error:
-            raise HubError(f"cannot upload to {repo_id}: {' '.join(str(error).split())}") from None
+        except (http_error(), RuntimeError, ValueError) as error:
+            # huggingface_hub wraps what a thread of an upload raises; hf_xet has no exceptions of its own.
+            cause = (
+                error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+            )
+            if reason := _describe_rejection(cause):
+                raise HubError(f"cannot upload to {repo_id}: {reason}") from None
+            raise cause from None
+
+
+def _describe_rejection(error: BaseException) -> str:
+    """Return why the Hub takes no upload, and what to do; empty for what may happen to a download, too."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if isinstance(error, HfHubHTTPError):
+        status = error.response.status_code
+        if error.response.request.method == "PUT" and status < 500:
+            return f"its storage answers {status}; run again, files that it has are not sent again"
+        if status == 403:
+            return f"the token may not write there; create one that may on {_TOKEN_PAGE}"
+        if status in (409, 412):
+            return "it was changed meanwhile; run again"
+        return f"{status} {error.server_message}" if status in (400, 402, 413, 422) else ""
+    if isinstance(error, http_error()):
+        return ""
+    text = " ".join(str(error).split())
+    again = (
+        "" if isinstance(error, ValueError) else "; run again, files that it has are not sent again"
+    )
+    return f"{text}{again}"
 
 
 def _api() -> "HfApi":
