@@ -153,8 +153,8 @@ def unsupported_by_transformers(model: Llava) -> str | None:
     vision, language = model.vision, model.language
     if not isinstance(model.projector, MlpProjector):
         return "a single linear projector"
-    if vision.is_map:
-        return "a vision tower whose hidden states are maps"
+    if reason := _unsupported_hidden_state(vision, tiled=model.projector.image_newline is not None):
+        return reason
     if vision.select == "patch" and vision.num_prefix_tokens > 1:
         return f"a vision tower with {vision.num_prefix_tokens} positions before its patches"
     if logit_settings(language.config):
@@ -162,6 +162,18 @@ def unsupported_by_transformers(model: Llava) -> str | None:
     head = language.get_output_embeddings()
     if language.base_model_prefix != "model" or head.bias is not None:
         return "a language model whose parts have other names"
+    return None
+
+
+def _unsupported_hidden_state(vision: VisionTower, *, tiled: bool) -> str | None:
+    """Return why transformers' own class would not project a tower's hidden state; None if it does."""
+    settings = vision.tower.config.to_dict()
+    if vision.is_map:
+        return "a vision tower whose hidden states are maps"
+    if vision.width != settings.get("hidden_size"):
+        return f"a vision tower whose hidden state {vision.select_layer} has another width than its hidden_size"
+    if tiled and vision.patch_size != settings.get("patch_size"):
+        return "tiles for a vision tower that merges its patches"
     return None
 
 

@@ -190,20 +190,26 @@ class Llava(nn.Module):
         replace_norms(self.language)
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
-        """Enable or disable gradient checkpointing of the layers of both towers."""
+        """Enable or disable gradient checkpointing of the layers of both towers.
+
+        Convolutional towers have no such layers in transformers; they are checkpointed as a whole.
+        """
         for module in self.modules():
             if isinstance(module, GradientCheckpointingLayer):
                 module.gradient_checkpointing = enabled
                 module._gradient_checkpointing_func = _CHECKPOINT  # type: ignore[assignment] # a function
+        has_layers = any(isinstance(m, GradientCheckpointingLayer) for m in self.vision.modules())
+        self.vision.gradient_checkpointing = enabled and not has_layers
 
     def train(self, mode: bool = True) -> Self:
         """Set training mode; a part whose weights are all frozen stays in evaluation mode, without dropout."""
         super().train(mode)
         for part in self.children():
             part.train(mode and any(weight.requires_grad for weight in part.parameters()))
-        for module in self.modules():
+        for module in self.language.modules():
             if isinstance(module, GradientCheckpointingLayer):
-                # Checkpointing needs training mode, in frozen layers too; their submodules stay in evaluation mode.
+                # Checkpointing needs training mode, in frozen layers too, since gradients pass through them to the
+                # projector; their submodules stay in evaluation mode.
                 module.training = mode
         return self
 

@@ -6,7 +6,9 @@ from typing import Literal, Self
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
 
 from caldera.errors import ModelFormatError
 
@@ -51,58 +53,67 @@ class VisionTower(nn.Module):
         self.side = side
         self.select_layer = select_layer
         self.select = select
-        hidden = self._measure()
-        self.is_map = hidden.ndim == _MAP_AXES
-        """Whether the hidden state is a map, and not a sequence."""
+        self.gradient_checkpointing = False
+        """Whether training computes the hidden states again in the backward pass."""
+        outputs = self._measure()
+        hidden = self._select(outputs)
+        self.is_map = outputs.hidden_states[0].ndim == _MAP_AXES
+        """Whether transformers gives the hidden states as maps, and not as sequences."""
         self.width = hidden.shape[-1]
         """Width of the features."""
-        if self.is_map:
-            self.patches_per_side = hidden.shape[1]
-            self.patch_size = side / self.patches_per_side
-        else:
-            self.patch_size = int(tower.config.patch_size)
-            self.patches_per_side = int(side // self.patch_size)
+        has_grid = hidden.ndim == _MAP_AXES
+        patch_size = (
+            side / hidden.shape[1] if has_grid else tower.config.to_dict().get("patch_size")
+        )
+        if not isinstance(patch_size, int | float) or hidden.ndim not in (
+            _SEQUENCE_AXES,
+            _MAP_AXES,
+        ):
+            raise ModelFormatError(
+                f"the vision tower ({tower.config.model_type}) does not cut images into square patches; choose one "
+                "such as CLIP or SigLIP"
+            )
+        self.patch_size = patch_size
+        """Pixels along each side of a patch."""
+        self.patches_per_side = hidden.shape[1] if has_grid else int(side // patch_size)
         self.patches = self.patches_per_side**2
-        """Patches of a view; `patches_per_side` are along each side of it, each of `patch_size` pixels."""
         positions = hidden.shape[1:-1].numel()
         self.num_prefix_tokens = positions - self.patches
         """Positions before the first patch: class token and registers."""
-        if self.num_prefix_tokens < 0 or (self.is_map and self.num_prefix_tokens):
+        if self.num_prefix_tokens < 0 or (has_grid and self.num_prefix_tokens):
             raise ModelFormatError(
                 f"the vision tower ({tower.config.model_type}) gives {positions} positions for the {self.patches} "
                 f"patches of {side} x {side} pixels; choose a tower with one for each, such as CLIP or SigLIP"
             )
 
     @torch.no_grad()
-    def _measure(self) -> Tensor:
-        """Return the hidden state of one empty image; running statistics of the tower do not change."""
-        kind = self.tower.config.model_type
+    def _measure(self) -> ModelOutput:
+        """Return the outputs for one empty image; running statistics of the tower do not change."""
         training = self.tower.training
+        shape = (1, 3, self.side, self.side)
+        empty = torch.zeros(shape, dtype=self.tower.dtype, device=self.tower.device)
+        self.tower.eval()
         try:
-            shape = (1, 3, self.side, self.side)
-            empty = torch.zeros(shape, dtype=self.tower.dtype, device=self.tower.device)
-            self.tower.eval()
-            hidden = self._hidden(empty)
-            patch_size = self.tower.config.to_dict().get("patch_size")
-            if hidden.ndim == _MAP_AXES or (
-                hidden.ndim == _SEQUENCE_AXES and isinstance(patch_size, int)
-            ):
-                return hidden
+            return self._run(empty)
         except (ValueError, RuntimeError, TypeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ModelFormatError(
-                f"the vision tower ({kind}) does not accept the {self.side} x {self.side} pixels of its "
-                f"preprocessor_config.json: {reason}"
+                f"the vision tower ({self.tower.config.model_type}) does not accept the {self.side} x {self.side} "
+                f"pixels of its preprocessor_config.json: {reason}"
             ) from None
         finally:
             self.tower.train(training)
-        raise ModelFormatError(
-            f"the vision tower ({kind}) does not cut images into square patches; choose one such as CLIP or SigLIP"
-        )
 
-    def _hidden(self, pixels: Tensor) -> Tensor:
+    def _run(self, pixels: Tensor) -> ModelOutput:
+        """Return the tower's outputs with all hidden states."""
+        outputs: ModelOutput = self.tower(pixel_values=pixels, output_hidden_states=True)
+        return outputs
+
+    def _encode(self, pixels: Tensor) -> Tensor:
+        return self._select(self._run(pixels))
+
+    def _select(self, outputs: ModelOutput) -> Tensor:
         """Return the selected hidden state, (views, positions, width) or (views, rows, columns, width)."""
-        outputs = self.tower(pixel_values=pixels, output_hidden_states=True)
         states = outputs.get("reshaped_hidden_states") or outputs.hidden_states
         if states[0].ndim == _MAP_AXES:
             states = _complete_maps(states, outputs.last_hidden_state)
@@ -121,7 +132,11 @@ class VisionTower(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return the features of `pixels`, (views, channels, height, width), as (views, patches, vision width)."""
-        features = self._hidden(pixels).flatten(1, -2)  # (views, prefix tokens + patches, width)
+        if self.gradient_checkpointing and self.training:
+            hidden = checkpoint(self._encode, pixels, use_reentrant=False)
+        else:
+            hidden = self._encode(pixels)
+        features = hidden.flatten(1, -2)  # (views, prefix tokens + patches, width)
         return features if self.select == "cls_patch" else features[:, self.num_prefix_tokens :]
 
     def set_attention(self, name: str) -> None:

@@ -360,6 +360,8 @@ def _log_trainable(parts: Sequence[TrainableReport], stage: Stage) -> None:
         if part.trainable:
             count = "all" if part.trainable == part.parameters else f"{part.trainable:,}"
             state = f"{count} trainable at {stage.learning_rate_of(part.part):g}"
+            if part.batch_norms:
+                state += f"; {part.batch_norms} batch norms keep their running statistics"
         log.info("%-10s %14s parameters  %s", part.part, f"{part.parameters:,}", state)
 
 

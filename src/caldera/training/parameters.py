@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from caldera.errors import UsageError
 from caldera.model.lora import lora_parameters
@@ -14,11 +15,12 @@ from caldera.training.hyperparameters import Part, Stage
 
 @dataclass(frozen=True, slots=True)
 class TrainableReport:
-    """Number of parameters of one part, and of those that are trainable."""
+    """Number of parameters of one part, of those that are trainable, and of its batch norms."""
 
     part: str
     parameters: int
     trainable: int
+    batch_norms: int
 
 
 def set_trainable(model: nn.Module, parts: Sequence[Part]) -> list[TrainableReport]:
@@ -42,6 +44,7 @@ def set_trainable(model: nn.Module, parts: Sequence[Part]) -> list[TrainableRepo
             name,
             sum(weight.numel() for weight in child.parameters()),
             sum(weight.numel() for weight in child.parameters() if weight.requires_grad),
+            sum(isinstance(module, _BatchNorm) for module in child.modules()),
         )
         for name, child in children.items()
     ]
