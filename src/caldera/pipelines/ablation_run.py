@@ -47,7 +47,8 @@ from caldera.pipelines.ablations import (
     summarize,
     without_short_answer_prompt,
 )
-from caldera.pipelines.scene_run import assemble_recipe, draw_scenes, write_data
+from caldera.pipelines.run_steps import assemble_recipe
+from caldera.pipelines.scene_run import draw_scenes, write_data
 from caldera.recipes.recipe import InstructionMix, SceneRecipe
 from caldera.recipes.towers import resolve_tower
 from caldera.scenes.scene import Split

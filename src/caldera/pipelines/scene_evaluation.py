@@ -1,19 +1,12 @@
 """Evaluation of a scene run: answers about held-out scenes, baselines, scores and report."""
 
-import hashlib
-import json
-import platform
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import caldera
 from caldera.annotations.annotated_image import AnnotationSet
-from caldera.devices import Runtime
 from caldera.evaluation.annotation_questions import (
     ExactMatch,
     build_caption_questions,
@@ -21,23 +14,24 @@ from caldera.evaluation.annotation_questions import (
     majority_answers,
     with_shuffled_images,
 )
-from caldera.evaluation.answerers.local_model import generate_answers
 from caldera.evaluation.benchmark import Benchmark, Item, Score
 from caldera.evaluation.report import (
     Column,
-    Curve,
     GalleryItem,
-    GalleryQuestion,
     Report,
     write_report,
 )
 from caldera.files.atomic import write_json
-from caldera.formats.weight_names import digest_weights
-from caldera.instructions.request_phrases import SHORT_ANSWER
 from caldera.model.bundle import LlavaBundle
+from caldera.pipelines.run_report import (
+    every_nth,
+    flatten_score,
+    gallery_question,
+    machine_info,
+    stage_curve,
+)
+from caldera.pipelines.run_steps import RunSteps
 from caldera.recipes.recipe import QuestionCounts, SceneRecipe
-from caldera.training.job import cached_tower_features
-from caldera.training.metrics_log import read_metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,25 +65,23 @@ class SceneEvaluator:
         training: AnnotationSet,
         held_out: AnnotationSet,
         *,
-        out: Path,
+        steps: RunSteps,
         seed: int,
-        runtime: Runtime,
     ) -> None:
+        """Write the questions about the held-out scenes; `steps` answers them."""
         self._training = training
-        self._out = out
+        self._steps = steps
         self._seed = seed
-        self._runtime = runtime
-        self._paths = [image.path for image in held_out.images]
         self._benchmark = build_questions(
             held_out,
             name="held-out scenes",
             per_image=questions.per_image,
             context_per_image=questions.context_per_image,
             seed=seed,
-            relative_to=out,
+            relative_to=steps.out,
         )
         captioned = AnnotationSet(held_out.images[: questions.captioned], held_out.categories)
-        self._captions = build_caption_questions(captioned, name="captions", relative_to=out)
+        self._captions = build_caption_questions(captioned, name="captions", relative_to=steps.out)
 
     def evaluate(self, assistant: LlavaBundle, not_pretrained: LlavaBundle) -> SceneScores:
         """Ask both assistants everything and score the answers."""
@@ -112,36 +104,14 @@ class SceneEvaluator:
     def _answers(
         self, assistant: LlavaBundle, benchmark: Benchmark, items: Sequence[Item], name: str
     ) -> dict[str, str]:
-        """Return an assistant's answers, from disk if it answered these very items before."""
-        file = self._out / "answers" / f"{name.replace(' ', '_').replace(',', '')}.json"
-        fingerprint = _fingerprint(assistant, items)
-        if file.is_file():
-            stored = json.loads(file.read_text())
-            if stored.get("asked") == fingerprint:
-                return dict(stored["answers"])
-        # The model of a stage that was finished before is on the CPU.
-        assistant.model.to(self._runtime.compute.device)
-        features = cached_tower_features(
-            assistant, self._out / "features", self._paths, runtime=self._runtime
-        )
-        answers = generate_answers(
+        """Return an assistant's answers."""
+        return self._steps.answer(
             assistant,
             items,
-            features,
-            folder=self._out,
+            name,
+            folder=self._steps.out,
             max_new_tokens=benchmark.max_new_tokens,
-            runtime=self._runtime,
-            name=name,
         )
-        write_json(file, {"asked": fingerprint, "answers": answers})
-        return answers
-
-
-def _fingerprint(assistant: LlavaBundle, items: Sequence[Item]) -> str:
-    """Return a digest of an assistant's run and weights, and of every item."""
-    run = assistant.card.source_digests["run"]
-    weights = digest_weights(assistant.model.state_dict())
-    return hashlib.sha256(repr((run, weights, list(items))).encode()).hexdigest()
 
 
 _GALLERY_SIZE = 18
@@ -173,20 +143,14 @@ def write_results(
 def as_results(scores: SceneScores, seconds: dict[str, float]) -> dict[str, Any]:
     """Return the numbers of a run in the form of results.json."""
     return {
-        "accuracy": _flatten(scores.accuracy),
-        "majority_baseline": _flatten(scores.majority_baseline),
-        "shuffled_images": _flatten(scores.shuffled_images),
-        "without_pretraining": _flatten(scores.without_pretraining),
+        "accuracy": flatten_score(scores.accuracy),
+        "majority_baseline": flatten_score(scores.majority_baseline),
+        "shuffled_images": flatten_score(scores.shuffled_images),
+        "without_pretraining": flatten_score(scores.without_pretraining),
         "caption_cider": round(scores.caption_cider, 4),
         "questions": _question_counts(scores),
         "seconds": {**seconds, "total": round(sum(seconds.values()), 1)},
     }
-
-
-def _flatten(score: Score) -> dict[str, float]:
-    """Return a score as one dict, with "overall"."""
-    flat = {"overall": score.overall, **score.by_category}
-    return {name: round(value, 4) for name, value in flat.items()}
 
 
 def _question_counts(scores: SceneScores) -> dict[str, int]:
@@ -194,37 +158,26 @@ def _question_counts(scores: SceneScores) -> dict[str, int]:
     return {"overall": len(scores.benchmark.items), **scores.accuracy.counts}
 
 
-def machine_info() -> dict[str, str]:
-    """Return the versions and the processor of this machine."""
-    threads, capability = torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()
-    return {
-        "caldera": caldera.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "processor": f"{threads} threads, {capability}",
-    }
-
-
 def _report(
     out: Path, recipe: SceneRecipe, scores: SceneScores, seconds: dict[str, float]
 ) -> Report:
     """Return the content of the report."""
     columns = (
-        Column("assistant", "its answers.", _flatten(scores.accuracy)),
+        Column("assistant", "its answers.", flatten_score(scores.accuracy)),
         Column(
             "majority baseline",
             "the most frequent training answer to that form of question, without the image.",
-            _flatten(scores.majority_baseline),
+            flatten_score(scores.majority_baseline),
         ),
         Column(
             "shuffled images",
             "the same questions to the same assistant, about other images.",
-            _flatten(scores.shuffled_images),
+            flatten_score(scores.shuffled_images),
         ),
         Column(
             "without pretraining",
             "an assistant with the same stage 2, but no stage 1.",
-            _flatten(scores.without_pretraining),
+            flatten_score(scores.without_pretraining),
         ),
     )
     cider = "captions of held-out images, CIDEr-D with five references (0 to 10)"
@@ -235,21 +188,11 @@ def _report(
         columns=columns,
         counts=_question_counts(scores),
         metrics={cider: f"{scores.caption_cider:.2f}"},
-        curves=[_curve(out, name, title) for name, title in STAGE_TITLES.items()],
+        curves=[stage_curve(out, name, title) for name, title in STAGE_TITLES.items()],
         gallery=_gallery(out, scores),
         seconds=seconds,
         facts=machine_info(),
     )
-
-
-def _curve(out: Path, name: str, title: str) -> Curve:
-    """Read a stage's losses."""
-    events = read_metrics(out / name / "metrics.jsonl")
-
-    def values(key: str) -> list[tuple[float, float]]:
-        return [(event["step"], event[key]) for event in events if key in event]
-
-    return Curve(title, values("loss"), values("validation_loss"))
 
 
 def _gallery(out: Path, scores: SceneScores) -> list[GalleryItem]:
@@ -261,28 +204,14 @@ def _gallery(out: Path, scores: SceneScores) -> list[GalleryItem]:
     single = [images for images in groups if len(images) == 1]
     several = [images for images in groups if len(images) > 1]
     third = _GALLERY_SIZE // 3
-    selected = [*_every_nth(single, 2 * third), *_every_nth(several, third)]
+    selected = [*every_nth(single, 2 * third), *every_nth(several, third)]
     return [
         GalleryItem(
             tuple(out / path for path in images),
             [
-                _gallery_question(item, scores.answers[item.id], item_scores[item.id] == 1)
+                gallery_question(item, scores.answers[item.id], right=item_scores[item.id] == 1)
                 for item in groups[images]
             ],
         )
         for images in selected
     ]
-
-
-def _every_nth(groups: Sequence[tuple[str, ...]], count: int) -> Sequence[tuple[str, ...]]:
-    """Select `count` groups at even distances."""
-    step = max(1, len(groups) // count)
-    return groups[::step][:count]
-
-
-def _gallery_question(item: Item, answer: str, right: bool) -> GalleryQuestion:
-    """Return an item in the form of the gallery, without image labels and the short-answer prompt."""
-    question = item.conversation.turns[-1].text.removesuffix(SHORT_ANSWER).strip()
-    # The first word of the labels of several images.
-    lines = [line for line in question.splitlines() if line.partition(" ")[0] != "Picture"]
-    return GalleryQuestion(item.category, " ".join(lines), answer, item.references[0], right)

@@ -16,24 +16,20 @@ OUT/
 Every step writes a complete file or folder and is skipped if that exists, so a run that was killed can be resumed.
 """
 
-import json
 import logging
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from caldera.annotations.annotated_image import AnnotationSet
 from caldera.annotations.coco import CocoOptions, read_coco
-from caldera.conversation import read_conversations, write_conversations
+from caldera.conversation import write_conversations
 from caldera.devices import Runtime
-from caldera.files.atomic import lock_folder, write_json
+from caldera.files.atomic import lock_folder
 from caldera.files.skipped_items import SkippedItems
-from caldera.formats.assemble import assemble
 from caldera.formats.model_folder import save_model_folder
 from caldera.instructions.dialogues import count_dialogues, generate_dialogues
 from caldera.instructions.scripted_teacher import ScriptedTeacher
 from caldera.model.bundle import LlavaBundle
+from caldera.pipelines.run_steps import RunSteps, StepTimer
 from caldera.pipelines.scene_evaluation import (
     STAGE_TITLES,
     SceneEvaluator,
@@ -42,11 +38,9 @@ from caldera.pipelines.scene_evaluation import (
 )
 from caldera.progress import Progress
 from caldera.recipes.recipe import InstructionMix, SceneCounts, SceneRecipe, check_or_write_recipe
-from caldera.recipes.towers import resolve_tower
 from caldera.scenes.coco_folder import write_scenes
 from caldera.scenes.scene import Split
 from caldera.training.hyperparameters import Stage
-from caldera.training.job import TrainingData, TrainingJob
 
 log = logging.getLogger(__name__)
 
@@ -84,18 +78,6 @@ def write_data(
     write_conversations(file, generated.conversations)
 
 
-def assemble_recipe(recipe: SceneRecipe, vision: Path, language: Path) -> LlavaBundle:
-    """Join two towers with a fresh projector, as a recipe requires."""
-    return assemble(
-        vision,
-        language,
-        projector=recipe.projector,
-        aspect=recipe.aspect,
-        vision_feature_layer=recipe.vision_feature_layer,
-        seed=recipe.seed,
-    )
-
-
 def run_scene_recipe(recipe: SceneRecipe, out: Path, runtime: Runtime) -> SceneScores:
     """Run a recipe in a folder, or resume it there.
 
@@ -110,25 +92,6 @@ def run_scene_recipe(recipe: SceneRecipe, out: Path, runtime: Runtime) -> SceneS
         return _SceneRun(recipe, out, runtime).run()
 
 
-class _StepTimer:
-    """Seconds of each step, summed over all starts of a run."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self.seconds: dict[str, float] = json.loads(file.read_text()) if file.is_file() else {}
-
-    @contextmanager
-    def __call__(self, step: str) -> Iterator[None]:
-        """Time a step, even if it fails."""
-        start = time.monotonic()
-        try:
-            yield
-        finally:
-            elapsed = time.monotonic() - start
-            self.seconds[step] = round(self.seconds.get(step, 0.0) + elapsed, 1)
-            write_json(self._file, self.seconds)
-
-
 class _SceneRun:
     """One recipe in one folder."""
 
@@ -136,7 +99,8 @@ class _SceneRun:
         self._recipe = recipe
         self._out = out
         self._runtime = runtime
-        self._timer = _StepTimer(out / "timings.json")
+        self._steps = RunSteps(out, runtime)
+        self._timer = StepTimer(out / "timings.json")
 
     def run(self) -> SceneScores:
         """Run all steps, skipping those that are finished."""
@@ -147,19 +111,20 @@ class _SceneRun:
             self._write_data("pretrain", recipe.pretrain_mix, training)
             self._write_data("finetune", recipe.finetune_mix, training)
         with self._timer("pretrain"):
-            pretrained = self._train(recipe.pretrain, self._new_model(), "pretrain")
+            pretrained = self._train(recipe.pretrain, self._steps.new_model(recipe), "pretrain")
         with self._timer("finetune"):
             assistant = self._train(recipe.finetune, pretrained, "finetune")
         with self._timer("finetune without pretrain"):
-            not_pretrained = self._train(recipe.finetune, self._new_model(), "without_pretraining")
+            not_pretrained = self._train(
+                recipe.finetune, self._steps.new_model(recipe), "without_pretraining"
+            )
         with self._timer("evaluate"):
             evaluator = SceneEvaluator(
                 recipe.questions,
                 training,
                 held_out,
-                out=self._out,
+                steps=self._steps,
                 seed=recipe.seed,
-                runtime=self._runtime,
             )
             scores = evaluator.evaluate(assistant, not_pretrained)
         save_model_folder(self._out / "model", assistant)
@@ -176,27 +141,7 @@ class _SceneRun:
         file = self._out / "data" / f"{name}.json"
         write_data(file, mix, annotations, seed=self._recipe.seed, progress=self._runtime.progress)
 
-    def _new_model(self) -> LlavaBundle:
-        """Join the two towers with a fresh projector."""
-        recipe, work = self._recipe, self._out / "towers"
-        return assemble_recipe(
-            recipe, resolve_tower(recipe.vision, work), resolve_tower(recipe.language, work)
-        )
-
     def _train(self, stage: Stage, start: LlavaBundle, name: str) -> LlavaBundle:
         """Run one stage in its own folder."""
         log.info("%s", STAGE_TITLES[name])
-        file = self._out / "data" / f"{stage.name}.json"
-        data = TrainingData(conversations=read_conversations(file), images=file.parent, file=file)
-        job = TrainingJob(
-            stage=stage,
-            assistant=start,
-            data=data,
-            out=self._out / name,
-            features=self._out / "features",
-            runtime=self._runtime,
-            skipped=SkippedItems(),
-            resume=True,
-        )
-        trained, _ = job.run()
-        return trained
+        return self._steps.train(stage, start, name)
