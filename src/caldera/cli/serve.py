@@ -16,6 +16,7 @@ from caldera.cli.options import (
     print_result,
     runtime_from,
 )
+from caldera.overrides import apply_overrides
 
 if TYPE_CHECKING:
     from caldera.server.page.page import PageConfig
@@ -106,22 +107,16 @@ def serve(
 
       caldera serve runs/demo/model --allowed-media-domains images.example --set limits.images=2
 
-      caldera serve runs/demo/model --compare-with runs/other/model
-
-      caldera serve llava-hf/llava-1.5-7b-hf
+      caldera serve llava-hf/llava-1.5-7b-hf --compare-with runs/demo/model
     """
     _check_installed()
-    from caldera.files.hub import parse_hub_name
-    from caldera.formats.hub_models import local_folders
-    from caldera.overrides import apply_overrides
     from caldera.server.api.config import ServerConfig
     from caldera.server.media.loader import MediaConfig
     from caldera.server.serve import Address, log_as_json, serve
 
     domains = tuple(allowed_media_domains or ())
-    hub_name = parse_hub_name(model)
     config = ServerConfig(
-        name=name or (hub_name.repo_id if hub_name else Path(model).resolve().name),
+        name=name or _default_name(model),
         keys=_read_keys(api_key_file),
         allowed_hosts=tuple(allowed_host or ()),
         metrics=metrics,
@@ -129,10 +124,7 @@ def serve(
     )
     overrides = [] if quantize is None else [f"engine.quantization={quantize}"]
     config = apply_overrides(config, [*overrides, *(settings or ())])
-    page = _page_config(web, compare_with)
-    folder, *second = local_folders(*filter(None, (model, compare_with)))
-    if page is not None and second:
-        page.second_model = second[0]
+    folder, page = _find_models(model, compare_with, web)
     log_as_json()
     serve(
         folder,
@@ -144,6 +136,27 @@ def serve(
         on_listening=lambda url: _print_urls(config.name, url, page),
     )
     print_message("ended")
+
+
+def _default_name(model: str) -> str:
+    """Return a model's name for clients: that of its folder, or on the Hub."""
+    from caldera.files.hub import parse_hub_name
+
+    hub_name = parse_hub_name(model)
+    return hub_name.repo_id if hub_name else Path(model).resolve().name
+
+
+def _find_models(
+    model: str, second_model: str | None, web: bool | None
+) -> "tuple[Path, PageConfig | None]":
+    """Return the folder of the model, and the configuration of the page with that of the second."""
+    from caldera.formats.hub_models import local_folders
+
+    page = _page_config(web, second_model)
+    folder, *others = local_folders(*filter(None, (model, second_model)))
+    if page is not None and others:
+        page.second_model = others[0]
+    return folder, page
 
 
 def _print_urls(name: str, url: str, page: "PageConfig | None") -> None:

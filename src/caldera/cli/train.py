@@ -38,6 +38,23 @@ if TYPE_CHECKING:
     from caldera.training.loop import TrainingResult
 
 _Name = TypeVar("_Name", bound=str)
+Vision = Annotated[
+    str, typer.Option(help="Vision tower: scenes-vit, a folder or a name on the Hugging Face Hub.")
+]
+Language = Annotated[
+    str,
+    typer.Option(
+        help="Language model: scenes-llama, a folder, a .gguf file or a name on the Hugging Face Hub."
+    ),
+]
+RecipeVision = Annotated[
+    str | None,
+    typer.Option(help="Vision tower. \\[default: the recipe's, from the Hugging Face Hub]"),
+]
+RecipeLanguage = Annotated[
+    str | None,
+    typer.Option(help="Language model. \\[default: the recipe's, from the Hugging Face Hub]"),
+]
 Stage1Model = Annotated[
     str | None,
     typer.Option(help="Model or run of a finished stage 1, instead of towers and its data."),
@@ -55,16 +72,8 @@ app = typer.Typer(
 def pretrain(
     data: Annotated[Path, typer.Option(help="Image-caption records in LLaVA's JSON.")],
     out: Annotated[Path, typer.Option(help="Run folder.")],
-    vision: Annotated[
-        str,
-        typer.Option(help="Vision tower: scenes-vit, a folder or a name on the Hugging Face Hub."),
-    ] = "scenes-vit",
-    language: Annotated[
-        str,
-        typer.Option(
-            help="Language model: scenes-llama, a folder, a .gguf file or a name on the Hugging Face Hub."
-        ),
-    ] = "scenes-llama",
+    vision: Vision = "scenes-vit",
+    language: Language = "scenes-llama",
     projector: Annotated[str, typer.Option(help="linear or mlp2x_gelu.")] = "mlp2x_gelu",
     aspect: Annotated[str, typer.Option(help="square, pad or anyres.")] = "square",
     vision_feature_layer: Annotated[
@@ -172,14 +181,8 @@ def finetune(
 def recipe(
     name: Annotated[str, typer.Argument(help="A paper's recipe; `caldera recipes` lists them.")],
     out: Annotated[Path, typer.Option(help="Run folder.")],
-    vision: Annotated[
-        str | None,
-        typer.Option(help="Vision tower. \\[default: the recipe's, from the Hugging Face Hub]"),
-    ] = None,
-    language: Annotated[
-        str | None,
-        typer.Option(help="Language model. \\[default: the recipe's, from the Hugging Face Hub]"),
-    ] = None,
+    vision: RecipeVision = None,
+    language: RecipeLanguage = None,
     pretrain_data: Annotated[Path | None, typer.Option(help="Data file of stage 1.")] = None,
     pretrain_images: Annotated[
         Path | None, typer.Option(help="Its images. \\[default: the data file's own folder]")
