@@ -27,7 +27,7 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
         "man", "men", "woman", "women", "boy", "girl", "child", "children", "kid", "baby", "lady", "guy", "player",
         "rider", "skier", "surfer", "crowd", "pedestrian", "couple", "group", "family", "he", "she", "someone",
         "passenger", "driver", "officer", "chef", "student", "adult", "toddler", "snowboarder", "skateboarder",
-        "batter", "catcher", "pitcher", "umpire", "cowboy", "jockey", "spectator", "worker", "tourist",
+        "batter", "catcher", "pitcher", "umpire", "cowboy", "jockey", "spectator", "worker", "tourist", "persons",
     ),
     "bicycle": ("bike", "cycle"),
     "car": ("taxi", "cab", "van", "suv", "sedan", "vehicle", "jeep", "minivan", "automobile", "traffic"),
@@ -80,6 +80,43 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "toothbrush": ("tooth brush",),
 }  # fmt: skip
 """Other words in a caption that may refer to a category, which is then not absent."""
+
+FREQUENCIES: dict[str, int] = {
+    "person": 40,
+    **dict.fromkeys(("car", "chair", "dining table", "cup", "bottle"), 8),
+    **dict.fromkeys(
+        (
+            "bowl",
+            "handbag",
+            "truck",
+            "bench",
+            "backpack",
+            "book",
+            "cell phone",
+            "sink",
+            "clock",
+            "tv",
+        ),
+        4,
+    ),
+    **dict.fromkeys(
+        (
+            "potted plant",
+            "couch",
+            "dog",
+            "knife",
+            "sports ball",
+            "traffic light",
+            "cat",
+            "umbrella",
+        ),
+        3,
+    ),
+    **dict.fromkeys(
+        ("bus", "tie", "bed", "train", "vase", "spoon", "motorcycle", "surfboard", "skateboard"), 2
+    ),
+}
+"""Rough numbers of images with a category in COCO, relative to 1 for those that are not listed."""
 
 COLORS = (
     "red", "blue", "green", "yellow", "orange", "purple", "pink", "brown", "black", "white", "grey", "gray",
@@ -187,5 +224,7 @@ def _names(categories: frozenset[str]) -> tuple[re.Pattern[str], dict[str, froze
 
 def mentioned_categories(text: str, categories: frozenset[str]) -> frozenset[str]:
     """Return every category that a word of `text` may refer to; a hot dog is not a dog."""
+    if not categories:
+        return frozenset()
     pattern, meanings = _names(categories)
     return frozenset().union(*(meanings[name] for name in pattern.findall(text.lower())))

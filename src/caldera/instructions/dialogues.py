@@ -94,6 +94,7 @@ def generate_dialogues(
     *,
     seed: int,
     relative_to: Path,
+    shuffle_groups: bool = False,
     tick: Callable[[], None] = lambda: None,
 ) -> GeneratedData:
     """Let a teacher write dialogues about all images, in the order of the images.
@@ -104,10 +105,11 @@ def generate_dialogues(
         kinds: Share of the images that get a dialogue of each kind; 0.3 is three images in ten.
         seed: Seed for the choice and grouping of images, and for the order of text and image.
         relative_to: Folder of the data file, which image paths are relative to.
+        shuffle_groups: Put the images of each group in random order, as `plan_dialogues` does.
         tick: Called after each dialogue, for a progress bar.
     """
     data = GeneratedData()
-    for dialogue in plan_dialogues(annotations, kinds, seed):
+    for dialogue in plan_dialogues(annotations, kinds, seed, shuffle_groups=shuffle_groups):
         try:
             exchanges = teacher.write(dialogue.kind, dialogue.images)
             data.conversations.append(dialogue.to_conversation(exchanges, relative_to))
@@ -121,12 +123,22 @@ def generate_dialogues(
 
 
 def plan_dialogues(
-    annotations: AnnotationSet, kinds: Mapping[Kind, float], seed: int
+    annotations: AnnotationSet,
+    kinds: Mapping[Kind, float],
+    seed: int,
+    *,
+    shuffle_groups: bool = False,
 ) -> Iterator[Dialogue]:
-    """Yield every dialogue to write, in the order of the images; "context" groups related images."""
+    """Yield every dialogue to write, in the order of the images; "context" groups related images.
+
+    The first image of a group differs from the others, which are sampled for what they share with it: with
+    `shuffle_groups` it may have any place, so that no letter is the answer more often than another.
+    """
     related = RelatedImages(annotations.images, annotations.listed)
     for image, kind, rng in assign_kinds(annotations.images, kinds, seed):
         group = related.group_with(image, rng) if kind == "context" else (image,)
+        if shuffle_groups:
+            group = tuple(rng.sample(group, len(group)))
         name = "+".join(member.id for member in group)
         yield Dialogue(f"{name}-{kind}", kind, group, rng)
 

@@ -25,7 +25,7 @@ from caldera.instructions.llm_teacher.teacher import (
     estimate_cost,
     generate_with_llm,
 )
-from caldera.instructions.scripted_teacher import ScriptedTeacher
+from caldera.instructions.photo_teacher import PhotoTeacher
 from caldera.progress import Progress
 
 DEFAULT_KINDS = {"coco": "conversation,detail,reasoning,context", "pairs": "caption"}
@@ -130,11 +130,17 @@ def _generate_scripted(
     progress: Progress,
 ) -> GeneratedData:
     """Write the data file with the scripted teacher."""
-    teacher = ScriptedTeacher(annotations.categories, config.seed)
+    teacher = PhotoTeacher(annotations.categories, config.seed)
     total = count_dialogues(annotations.images, kinds, config.seed).total()
     with progress.task("writing dialogues", total) as tick:
         data = generate_dialogues(
-            annotations, teacher, kinds, seed=config.seed, relative_to=out.parent, tick=tick
+            annotations,
+            teacher,
+            kinds,
+            seed=config.seed,
+            relative_to=out.parent,
+            shuffle_groups=True,
+            tick=tick,
         )
     if not data.conversations:
         raise InputError(

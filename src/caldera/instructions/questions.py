@@ -6,7 +6,7 @@ sentence.
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 
@@ -52,7 +52,7 @@ def _pick(rng: random.Random, *wordings: str) -> str:
     return sentence(rng.choice(wordings))
 
 
-def _quantity(facts: Facts, category: str, noun: str | None = None) -> str:
+def quantity_phrase(facts: Facts, category: str, noun: str | None = None) -> str:
     """Return the quantity of a category: 'a dog', 'two dogs', 'some people' if they cannot be counted."""
     noun = noun or category
     if category in facts.counts:
@@ -80,13 +80,24 @@ def setting_phrase(setting: str) -> str:
     return f"{SETTINGS[setting]} {'the snow' if setting == 'snow' else article(setting)}"
 
 
-def presence_questions(facts: Facts, rng: random.Random) -> list[Question]:
-    """Ask for present objects and as many absent ones, in pairs."""
+def presence_questions(
+    facts: Facts, rng: random.Random, frequencies: Mapping[str, int] | None = None
+) -> list[Question]:
+    """Ask for present objects and as many absent ones, in pairs.
+
+    With `frequencies` of categories (1 for others), frequent ones are absent objects more often, so that a category
+    alone does not tell the answer.
+    """
     present = rng.sample(facts.present, len(facts.present))
-    absent = rng.sample(facts.absent, min(len(present), len(facts.absent)))
+    if frequencies is None:
+        absent = rng.sample(facts.absent, min(len(present), len(facts.absent)))
+    else:
+        # Weighted sampling without replacement (Efraimidis and Spirakis): the largest random() ** (1 / weight).
+        keys = {name: rng.random() ** (1 / frequencies.get(name, 1)) for name in facts.absent}
+        absent = sorted(facts.absent, key=keys.__getitem__, reverse=True)[: len(present)]
     questions = []
     for yes_category, no_category in zip(present, absent, strict=False):
-        some, are = _quantity(facts, yes_category), _verb(facts, yes_category)
+        some, are = quantity_phrase(facts, yes_category), _verb(facts, yes_category)
         yes = _pick(rng, f"yes, there {are} {some}", f"yes, the picture shows {some}")
         are = "are" if no_category in PLURAL_ONLY else "is"
         no = _pick(rng, f"no, there {are} no {no_category}", f"no, I see no {no_category} here")
@@ -242,14 +253,14 @@ def _served_question(purpose: Purpose, category: str, facts: Facts, rng: random.
     """Ask for a purpose that `category` serves."""
     position = facts.positions.get(category)
     phrase = f" {position_phrase(position)}" if position else ""
-    quantity = f"{_verb(facts, category)} {_quantity(facts, category)}{phrase}"
+    quantity = f"{_verb(facts, category)} {quantity_phrase(facts, category)}{phrase}"
     answer = f"Yes. There {quantity}, and {article(category)} {purpose.uses}."
     return Question("reasoning", purpose.uses, rng.choice(purpose.goals), "yes", answer)
 
 
 def _unserved_question(purpose: Purpose, facts: Facts, rng: random.Random) -> Question:
     """Ask for a purpose that no present object serves."""
-    present = join_with_and([_quantity(facts, category) for category in facts.present[:4]])
+    present = join_with_and([quantity_phrase(facts, category) for category in facts.present[:4]])
     answer = f"No. I see {present}, but nothing that {purpose.uses}."
     return Question("reasoning", purpose.uses, rng.choice(purpose.goals), "no", answer)
 
@@ -299,7 +310,7 @@ def describe_image(facts: Facts, rng: random.Random) -> str:
         return ""
     objects = join_with_and(
         [
-            _quantity(facts, category, _color_adjective(facts, category))
+            quantity_phrase(facts, category, _color_adjective(facts, category))
             for category in facts.present
         ]
     )

@@ -1,4 +1,4 @@
-"""Deterministic offline teacher: writes dialogues from captions and boxes alone."""
+"""Deterministic offline teacher for drawn scenes, whose boxes and captions tell everything."""
 
 import random
 from collections.abc import Sequence
@@ -74,10 +74,10 @@ class ScriptedTeacher:
         """Ask several questions with answers in sentences; as many are answered yes as no."""
         facts = self._facts(images[0])
         yes_no_pair = presence_questions(facts, rng)[:2]
-        units = _shuffled(yes_no_pairs(questions_about(facts, rng)), rng)
+        units = shuffled(yes_no_pairs(questions_about(facts, rng)), rng)
         single = [unit[0] for unit in units if len(unit) == 1]
         questions = [*yes_no_pair, *single[: _MAX_TURNS - len(yes_no_pair)]]
-        return _sentence_answers(_shuffled(questions, rng))
+        return sentence_answers(shuffled(questions, rng))
 
     def _detail(self, images: Sequence[AnnotatedImage], rng: random.Random) -> list[Exchange]:
         """Ask for a detailed description."""
@@ -87,36 +87,36 @@ class ScriptedTeacher:
     def _reasoning(self, images: Sequence[AnnotatedImage], rng: random.Random) -> list[Exchange]:
         """Ask one question about the purpose of objects."""
         questions = reasoning_questions(self._facts(images[0]), rng)
-        return _sentence_answers(_shuffled(questions, rng)[:1])
+        return sentence_answers(shuffled(questions, rng)[:1])
 
     def _vqa(self, images: Sequence[AnnotatedImage], rng: random.Random) -> list[Exchange]:
         """Ask questions with short answers, some of them in pairs of a yes and a no."""
-        units = _shuffled(yes_no_pairs(questions_about(self._facts(images[0]), rng)), rng)
+        units = shuffled(yes_no_pairs(questions_about(self._facts(images[0]), rng)), rng)
         pairs = [unit for unit in units if len(unit) == 2]
         paired = [question for pair in pairs[:_MAX_YES_NO_PAIRS] for question in pair]
         single = [unit[0] for unit in units if len(unit) == 1]
-        return _short_answers(_shuffled([*paired, *single[: _MAX_VQA - len(paired)]], rng))
+        return short_answers(shuffled([*paired, *single[: _MAX_VQA - len(paired)]], rng))
 
     def _context(self, images: Sequence[AnnotatedImage], rng: random.Random) -> list[Exchange]:
         """Ask questions that need all images, with short answers or in sentences."""
         if len(images) < 2:
             raise NothingToWrite("a question about several images needs at least two")
         facts = [self._facts(image) for image in images]
-        questions = _shuffled(questions_about_all(facts, rng), rng)
-        return (_short_answers if rng.random() < 0.7 else _sentence_answers)(questions)
+        questions = shuffled(questions_about_all(facts, rng), rng)
+        return (short_answers if rng.random() < 0.7 else sentence_answers)(questions)
 
 
-def _shuffled(items: Sequence[_Item], rng: random.Random) -> list[_Item]:
+def shuffled(items: Sequence[_Item], rng: random.Random) -> list[_Item]:
     """Return items in random order."""
     return rng.sample(items, len(items))
 
 
-def _sentence_answers(questions: list[Question]) -> list[Exchange]:
+def sentence_answers(questions: list[Question]) -> list[Exchange]:
     """Return exchanges with answers in sentences."""
     return [Exchange(question.text, question.answer) for question in questions]
 
 
-def _short_answers(questions: list[Question]) -> list[Exchange]:
+def short_answers(questions: list[Question]) -> list[Exchange]:
     """Return exchanges with short answers, which the first question asks for, as in LLaVA-1.5's data."""
     exchanges = [Exchange(question.text, question.short) for question in questions]
     if exchanges:
