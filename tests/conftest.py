@@ -24,9 +24,11 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from caldera.files import hub_errors
 from caldera.formats.assemble import assemble
 from caldera.model.bundle import LlavaBundle
 from caldera.progress import Advance, NoProgress, Progress
+from tests.hub_server import HubServer, use_hub
 from tests.teacher_server import Script, TeacherServer
 
 THIRD_PARTY = Path(
@@ -70,6 +72,15 @@ def serve(loopback: None) -> Iterator[Callable[[Script], TeacherServer]]:
     yield start
     for server in started:
         server.close()
+
+
+@pytest.fixture
+def hub(loopback: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """Start a Hub; the cache is `tmp_path / "hub"`, no token is set, and pauses between attempts are short."""
+    monkeypatch.setattr(hub_errors, "FIRST_PAUSE_SECONDS", 0.001)
+    with HubServer() as server:
+        use_hub(monkeypatch, server.url, tmp_path / "hub")
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -4,13 +4,12 @@ import json
 import logging
 import resource
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from caldera.errors import CalderaError, OutputError, UsageError
-from caldera.files import hub_errors
 from caldera.files.hub import (
     HubName,
     Snapshot,
@@ -40,21 +39,16 @@ NAME = HubName("org/model")
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
-    """The folder of the Hub's cache."""
+    """Return the folder of the Hub's cache."""
     return tmp_path / "hub"
 
 
 @pytest.fixture
-def server(
-    loopback: None, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[HubServer]:
-    """A Hub with the model `org/model`; pauses between attempts are short."""
+def server(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubServer:
+    """Return a Hub with the model `org/model`."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(hub_errors, "FIRST_PAUSE_SECONDS", 0.001)
-    with HubServer() as hub:
-        use_hub(monkeypatch, hub.url, cache)
-        hub.add("org/model", MODEL)
-        yield hub
+    hub.add("org/model", MODEL)
+    return hub
 
 
 def fetch(name: HubName = NAME) -> Snapshot:

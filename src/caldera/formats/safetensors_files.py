@@ -5,6 +5,7 @@ No more than one tensor is in memory: what is read is mapped from its file, and 
 
 import json
 import mmap
+import re
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -129,8 +130,11 @@ def _weight_map(index: Path) -> dict[str, str]:
     raise ModelFormatError(f"{index} is not an index of weights; copy it again")
 
 
-_BLOB = ("..", "..", "blobs")
-"""Folder that the links in a snapshot of the Hugging Face cache point to."""
+_BLOB = re.compile(r"(\.\./){2,3}blobs/[0-9a-f]+")
+"""Target of a link in a snapshot of the Hugging Face cache: the content of a file."""
+
+_SHARED_BLOB = re.compile(r"\.\./\.\./blobs/[0-9a-f]{2}/[0-9a-f]+")
+"""Target of a blob that is a link itself: the content that several repositories share, below the same cache."""
 
 
 def check_inside_folder(file: Path) -> Path:
@@ -139,14 +143,23 @@ def check_inside_folder(file: Path) -> Path:
     Raises:
         ModelFormatError: It is a link to elsewhere.
     """
-    if file.is_symlink():
-        target = file.readlink()
-        is_blob = len(target.parts) == len(_BLOB) + 1 and target.parts[:-1] == _BLOB
-        if not is_blob or (file.parent / target).is_symlink():
-            raise ModelFormatError(
-                f"{file} is a link to {target}, outside the folder; rejected: copy the folder with its files (cp -rL)"
-            )
+    if file.is_symlink() and not _is_cached(file):
+        raise ModelFormatError(
+            f"{file} is a link to {file.readlink()}, outside the folder; rejected: copy the folder with its files (cp "
+            "-rL)"
+        )
     return file
+
+
+def _is_cached(link: Path) -> bool:
+    """Return whether a link is one of a Hugging Face cache."""
+    blob = link.parent / link.readlink()
+    if not _BLOB.fullmatch(str(link.readlink())):
+        return False
+    if not blob.is_symlink():
+        return True
+    shared = blob.parent / blob.readlink()
+    return bool(_SHARED_BLOB.fullmatch(str(blob.readlink()))) and not shared.is_symlink()
 
 
 def read_safetensors(file: Path) -> dict[str, LazyWeight]:
