@@ -3,13 +3,14 @@
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import get_args
 
 from caldera.annotations.noun_phrases import noun_phrases, word_set
 from caldera.conversation import Conversation
 from caldera.conversation.reader import ReadOptions, iter_conversations
+from caldera.datasets.imbalances import AnswerCounts
 from caldera.files.skipped_items import SkippedItems
 from caldera.instructions.dialogues import Kind
 
@@ -108,10 +109,12 @@ class DatasetStatistics:
     """Counts of answers of at most three words."""
 
     kinds: dict[str, KindStatistics] = field(default_factory=lambda: defaultdict(KindStatistics))
+    answer_counts: AnswerCounts = field(default_factory=AnswerCounts)
 
     def add(self, conversation: Conversation) -> None:
         """Add a record to the counts."""
         self.records += 1
+        self.answer_counts.add(conversation)
         self.ids[conversation.id] += 1
         self.images.update(conversation.images)
         self.images_per_record.counts[len(conversation.images)] += 1
@@ -158,6 +161,7 @@ class DatasetStatistics:
             },
             "short answers": dict(self.short_answers.most_common(50)),
             "kinds": {name: kind.as_dict() for name, kind in self.kinds.items()},
+            "imbalances": [asdict(found) for found in self.answer_counts.imbalances()],
         }
 
 

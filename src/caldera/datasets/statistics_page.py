@@ -154,6 +154,7 @@ def write_statistics_page(file: Path, statistics: DatasetStatistics, title: str)
             ("words of a record, all turns", statistics.record_words, "words"),
             ("images of a record", statistics.images_per_record, "images"),
         ),
+        imbalances=statistics.answer_counts.imbalances(),
         branches=prefix_tree(statistics.question_prefixes.items(), MAX_WORDS),
         num_prefixes=statistics.question_prefixes.total(),
         kinds={name: kind.as_dict() for name, kind in sorted(statistics.kinds.items())},

@@ -1,0 +1,280 @@
+"""Imbalances of a data file's questions and answers, which a model learns in place of looking at the image.
+
+Only what is unlikely to be chance is reported: a share of yes, of the first of two options or of a letter that is more
+than 5 points from equal and more than three standard deviations; an answer that dominates a repeated question;
+questions asked twice in other words about one image; long answers that are repeated.
+"""
+
+import hashlib
+import re
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+
+from caldera.annotations.noun_phrases import singular, word_set
+from caldera.conversation import Conversation
+
+_MIN_SHIFT, _MIN_DEVIATIONS = 0.05, 3.0
+"""Distance of a share from the equal one that is reported, absolute and in standard deviations."""
+
+_MIN_ASKED, _MAX_DOMINANCE = 20, 0.75
+"""Minimum number of times that a question is asked, and maximum share of one of its answers."""
+
+_MIN_REPEATED, _MAX_REPEATED_SHARE = 10, 0.01
+"""Minimum number and share of identical long answers that are reported."""
+
+_LONG_ANSWER = 5
+"""Words from which an answer is long."""
+
+_MAX_DUPLICATES = 0.02
+"""Maximum share of questions that repeat another one about the same image."""
+
+_MAX_EXAMPLES = 3
+
+_REQUESTS = re.compile(
+    r"^\s*(?:answer (?:the question|with)\b.*|(?:picture|image) [a-z]:\s*|<image>)$", re.IGNORECASE
+)
+"""Lines of a question that only request the form of the answer, or name an image."""
+
+_LETTER_LINE = re.compile(r"^\s*\(?([A-H])[.):]\s*\S", re.MULTILINE)
+_LETTER_ANSWER = re.compile(
+    r"^\s*(?:(?:the )?(?:correct )?answer(?: is|:)\s*)?\(?([A-H])(?:[.):]|\s*$)", re.IGNORECASE
+)
+_WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")
+_YES_NO = re.compile(r"^\s*(yes|no)\b", re.IGNORECASE)
+_OPTIONS = re.compile(r"([^\W_]+)\"?,? or ([^?]+)\?")
+
+_OPTION_STARTS = word_set("a an the to in on at of it is are this that")
+"""Words before the one that tells an option: 'to the left'."""
+
+_ASKING = word_set(
+    """
+    picture image photo see seen show shown visible displayed part there does do can could answer many much where which
+    what who colour color kind type a an the in of this be here is are you it to
+    """
+)
+"""Words that only ask, so that questions are the same without them."""
+
+_FORMS = (("how many", "count"), ("where", "place"), ("in which part", "place"), ("why", "reason"))
+
+
+@dataclass(frozen=True, slots=True)
+class Imbalance:
+    """Something that a model could learn in place of the content of images."""
+
+    what: str
+    """What was counted, with counts."""
+
+    advice: str
+    """What to do about it."""
+
+    def __str__(self) -> str:
+        """Return both as one line."""
+        return f"{self.what}; {self.advice}"
+
+
+@dataclass(slots=True)
+class AnswerCounts:
+    """Counts of questions and answers from which imbalances follow."""
+
+    yes_no: Counter[str] = field(default_factory=Counter)
+    options: Counter[str] = field(default_factory=Counter)
+    """Number of answers that name the first and the second of two options."""
+
+    letters: dict[int, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    """Answers to multiple-choice questions, by the number of choices."""
+
+    answers: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    """Short answers by the text of the question, in lower case."""
+
+    long_answers: Counter[str] = field(default_factory=Counter)
+    num_long: int = 0
+    num_questions: int = 0
+    """Number of questions about an image."""
+
+    asked: Counter[int] = field(default_factory=Counter)
+    """Times that a question is asked about an image, by a digest of both; wordings with the same content are one."""
+
+    examples: dict[int, str] = field(default_factory=dict)
+    """Text of the questions of `asked` that were asked twice."""
+
+    def add(self, conversation: Conversation) -> None:
+        """Count the exchanges of a record."""
+        images = " ".join(conversation.images)
+        question = ""
+        for turn in conversation.turns:
+            if turn.role == "user":
+                question = _without_requests(turn.text)
+            elif question:
+                self._add_exchange(images, question, turn.text.strip())
+
+    def _add_exchange(self, images: str, question: str, answer: str) -> None:
+        letters = _LETTER_LINE.findall(question)
+        if len(letters) > 1:
+            if match := _LETTER_ANSWER.match(answer):
+                self.letters[len(letters)][match[1].upper()] += 1
+        elif match := _YES_NO.match(answer):
+            self.yes_no[match[1].lower()] += 1
+        elif option := _named_option(question, answer):
+            self.options[option] += 1
+        length = len(answer.split())
+        if length >= _LONG_ANSWER:
+            self.num_long += 1
+            self.long_answers[answer] += 1
+        elif len(letters) < 2:
+            self.answers[question.lower()][answer.rstrip(".").lower()] += 1
+        if images:
+            self.num_questions += 1
+            key = _question_key(images, question)
+            self.asked[key] += 1
+            if self.asked[key] == 2 and len(self.examples) < _MAX_EXAMPLES:
+                self.examples[key] = question.replace("\n", " ")
+
+    def imbalances(self) -> list[Imbalance]:
+        """Return what is out of balance, what concerns most records first."""
+        return [
+            *_share_imbalances(
+                "yes-or-no questions", self.yes_no, ("yes", "no"),
+                "a model learns to say it blindly: add questions with the other answer, or remove some",
+            ),
+            *_share_imbalances(
+                "questions 'A or B'", self.options, ("first", "second"),
+                "swap the two options in half of the questions",
+            ),
+            *(
+                found
+                for size, counts in sorted(self.letters.items())
+                for found in _share_imbalances(
+                    f"questions with {size} choices", counts, tuple("ABCDEFGH"[:size]),
+                    "shuffle the choices of each question",
+                )
+            ),
+            *self._dominated(),
+            *self._duplicates(),
+            *self._repeated(),
+        ]  # fmt: skip
+
+    def _dominated(self) -> list[Imbalance]:
+        """Return the questions that are mostly answered in the same way."""
+        found = []
+        for question, counts in self.answers.items():
+            answer, count = counts.most_common(1)[0]
+            if counts.total() >= _MIN_ASKED and count > _MAX_DOMINANCE * counts.total():
+                found.append((counts.total(), count, question, answer))
+        if not found:
+            return []
+        found.sort(reverse=True)
+        examples = ", ".join(
+            f"{_shorten(question)!r} is answered {_shorten(answer)!r} {count:,} of {total:,} times"
+            for total, count, question, answer in found[:_MAX_EXAMPLES]
+        )
+        advice = "its answer needs no image: ask it about other images too, or of fewer"
+        plural = "question is" if len(found) == 1 else "questions are"
+        return [
+            Imbalance(
+                f"{len(found):,} repeated {plural} nearly always answered alike: {examples}", advice
+            )
+        ]
+
+    def _duplicates(self) -> list[Imbalance]:
+        """Return how many questions repeat another one about the same image."""
+        repeated = sum(count - 1 for count in self.asked.values() if count > 1)
+        if repeated <= _MAX_DUPLICATES * self.num_questions or repeated < _MIN_REPEATED:
+            return []
+        examples = ", ".join(repr(_shorten(text)) for text in self.examples.values())
+        return [
+            Imbalance(
+                f"{repeated:,} of {self.num_questions:,} questions repeat another one about the same image in the same "
+                f"or other words, such as {examples}",
+                "keep one of them for each image",
+            )
+        ]
+
+    def _repeated(self) -> list[Imbalance]:
+        """Return the long answers that are given very often."""
+        limit = max(_MIN_REPEATED, _MAX_REPEATED_SHARE * self.num_long)
+        found = [
+            (answer, count) for answer, count in self.long_answers.most_common() if count > limit
+        ]
+        if not found:
+            return []
+        examples = ", ".join(
+            f"{count:,} x {_shorten(answer)!r}" for answer, count in found[:_MAX_EXAMPLES]
+        )
+        advice = "remove most of them; of captions, `caldera data balance` keeps at most a hundred for each noun phrase"
+        plural = "answer of several words is" if len(found) == 1 else "answers of several words are"
+        return [Imbalance(f"{len(found):,} {plural} very frequent: {examples}", advice)]
+
+
+def _share_imbalances(
+    questions: str, counts: Counter[str], options: tuple[str, ...], advice: str
+) -> list[Imbalance]:
+    """Return the imbalance of the answer whose share is farthest from equal, if that is no chance."""
+    total = sum(counts[option] for option in options)
+    expected = 1 / len(options)
+    if not total:
+        return []
+    option = max(options, key=lambda name: abs(counts[name] / total - expected))
+    shift = abs(counts[option] / total - expected)
+    deviation = (expected * (1 - expected) / total) ** 0.5
+    if shift <= _MIN_SHIFT or shift <= _MIN_DEVIATIONS * deviation:
+        return []
+    shares = ", ".join(f"{name} {counts[name]:,} ({counts[name] / total:.0%})" for name in options)
+    return [Imbalance(f"the answers to {total:,} {questions} are out of balance: {shares}", advice)]
+
+
+def _without_requests(text: str) -> str:
+    """Return a question without the lines that request the form of the answer."""
+    return "\n".join(
+        line for line in text.strip().splitlines() if not _REQUESTS.match(line)
+    ).strip()
+
+
+def _named_option(question: str, answer: str) -> str | None:
+    """Return which option of a question 'A or B?' an answer names; None if it is no such question or names both."""
+    match = _OPTIONS.search(question)
+    if match is None:
+        return None
+    first, rest = match[1], _WORD.findall(match[2])
+    before = {word.lower() for word in _WORD.findall(question[: match.start(2)])}
+    new = (word for word in rest if _is_letter(word) or word.lower() not in _OPTION_STARTS | before)
+    second = next(new, None)
+    if second is None:
+        return None
+    words = _WORD.findall(answer)
+    named = [
+        name
+        for name, option in (("first", first), ("second", second))
+        if any(
+            word == option if _is_letter(option) else word.lower() == option.lower()
+            for word in words
+        )
+    ]
+    return named[0] if len(named) == 1 else None
+
+
+def _is_letter(word: str) -> bool:
+    return len(word) == 1 and word.isupper()
+
+
+def _question_key(images: str, question: str) -> int:
+    """Return a digest of the images, the form and the content words of a question."""
+    words = [word.lower() for word in _WORD.findall(question)]
+    text = " ".join(words)
+    form = next(
+        (name for start, name in _FORMS if text.startswith(start)), words[0] if words else ""
+    )
+    if form in ("is", "are", "do", "does", "can", "could", "was", "were"):
+        form = "yes or no"
+    elif form == "which":
+        form = "what"
+    content = {singular(word) for word in words if word not in _ASKING}
+    # Other function words tell questions apart: 'left of', 'above', 'on', 'with'.
+    key = f"{images}\n{form}\n{' '.join(sorted(content)) or text}"
+    return int.from_bytes(
+        hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    )
+
+
+def _shorten(text: str, length: int = 60) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= length else f"{text[: length - 1]}\N{HORIZONTAL ELLIPSIS}"

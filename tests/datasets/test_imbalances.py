@@ -1,0 +1,137 @@
+"""Statistics report answers that a model could learn blindly, and nothing that is chance."""
+
+import random
+from collections.abc import Iterable
+
+import pytest
+
+from caldera.conversation import Conversation, ImageRef, Turn
+from caldera.datasets.imbalances import AnswerCounts, Imbalance
+from caldera.instructions.request_phrases import LETTER_PROMPT, SHORT_ANSWER
+
+
+def counted(exchanges: Iterable[tuple[str, str]], *, same_image: bool = False) -> list[Imbalance]:
+    """Return the imbalances of exchanges, each about an image of its own unless it is one for all."""
+    counts = AnswerCounts()
+    for index, (question, answer) in enumerate(exchanges):
+        image = ImageRef("0.jpg" if same_image else f"{index}.jpg")
+        turns = (Turn("user", (image, f"\n{question}")), Turn("assistant", (answer,)))
+        counts.add(Conversation(str(index), turns))
+    return counts.imbalances()
+
+
+@pytest.mark.parametrize(
+    ("share", "is_reported"), [(0.5, False), (0.53, False), (0.4, True), (0.7, True)]
+)
+def test_a_share_of_yes_is_reported_if_it_is_no_chance(share: float, is_reported: bool) -> None:
+    """Sentences and single words count; the request for a short answer is no part of the question."""
+    answers = [
+        ("Yes, there is one." if index % 2 else "yes") for index in range(round(1000 * share))
+    ]
+    answers += ["No."] * (1000 - len(answers))
+    found = counted(
+        (f"Is there a thing {index}?\n{SHORT_ANSWER}", text) for index, text in enumerate(answers)
+    )
+    assert bool(found) == is_reported
+    if found:
+        assert f"yes {round(1000 * share)} ({share:.0%})" in found[0].what
+        assert "add questions with the other answer" in found[0].advice
+
+
+def test_few_answers_are_no_evidence() -> None:
+    """Eight of ten may be chance."""
+    assert not counted((f"Is it a {index}?", "yes" if index < 8 else "no") for index in range(10))
+
+
+@pytest.mark.parametrize(
+    ("question", "first", "second"),
+    [
+        (
+            "Is the dog to the left or to the right of the car?",
+            "left",
+            "The dog is to the right of the car.",
+        ),
+        ("Is the cup above or below the {}?", "It is above it.", "below"),
+        ("Which picture has more cows, A or B?", "A", "Picture B has more: two against none."),
+        ("Is it a cat or a dog {}?", "A cat.", "It is a dog."),
+    ],
+)
+def test_the_place_of_the_right_option_is_counted(question: str, first: str, second: str) -> None:
+    """Of two options the second one is right in 55 of 77 questions, as in data of this project once."""
+    answers = [first] * 22 + [second] * 55
+    found = counted((question.format(index), answer) for index, answer in enumerate(answers))
+    assert found[0].what == (
+        "the answers to 77 questions 'A or B' are out of balance: first 22 (29%), second 55 (71%)"
+    )
+    balanced = counted((question.format(index), (first, second)[index % 2]) for index in range(77))
+    assert not any("A or B" in item.what for item in balanced)
+
+
+@pytest.mark.parametrize("form", ["{}", "{}.", "({})", "The answer is {}.", "{}. a thing"])
+def test_letters_are_counted_by_the_number_of_choices(form: str) -> None:
+    """LLaVA's and ScienceQA's forms of answers; equal shares are right for any number of choices."""
+    rng = random.Random(0)
+    choices = "\nA. a thing\nB. another\nC. a third\n" + LETTER_PROMPT
+    biased = [form.format("C" if rng.random() < 0.5 else rng.choice("AB")) for _ in range(400)]
+    [found] = counted((f"What is {index}?{choices}", text) for index, text in enumerate(biased))
+    assert found.what.startswith(
+        "the answers to 400 questions with 3 choices are out of balance: A "
+    )
+    assert found.advice == "shuffle the choices of each question"
+    equal = [form.format("ABC"[index % 3]) for index in range(400)]
+    assert not counted((f"What is {index}?{choices}", text) for index, text in enumerate(equal))
+
+
+def test_an_answer_that_dominates_a_question_is_reported() -> None:
+    """'What sport is this?' is answered in the same way for 90 of 100 images."""
+    answers = ["tennis"] * 90 + ["golf"] * 10
+    [found] = counted(("What sport is this?", answer) for answer in answers)
+    assert found.what == (
+        "1 repeated question is nearly always answered alike: "
+        "'what sport is this?' is answered 'tennis' 90 of 100 times"
+    )
+    assert not counted(("What sport is this?", answer) for answer in answers[80:])
+
+
+def test_questions_in_other_words_about_one_image_are_reported() -> None:
+    """'Where is the cat?' and 'In which part of the picture is the cat?' are one question, about one image."""
+    wordings = (
+        "Where is the {}?",
+        "In which part of the picture is the {}?",
+        "How many {}s are there?",
+    )
+    names = [f"thing{index}" for index in range(20)]
+    exchanges = [(text.format(name), "left") for name in names for text in wordings]
+    [found] = counted(exchanges, same_image=True)
+    assert found.what.startswith("20 of 60 questions repeat another one about the same image")
+    assert "'In which part of the picture is the thing0?'" in found.what
+    assert not counted(exchanges)
+
+
+def test_relations_are_different_questions() -> None:
+    """Left of, right of and above are told apart."""
+    words = ("to the left of", "to the right of", "above", "below")
+    exchanges = [
+        (f"Is thing{index} {word} the cat?", "yes" if number % 2 else "no")
+        for index in range(20)
+        for number, word in enumerate(words)
+    ]
+    assert not counted(exchanges, same_image=True)
+
+
+def test_a_frequent_long_answer_is_reported() -> None:
+    """Refusals and boilerplate stand out among a thousand answers; `data balance` is named for captions."""
+    answers = ["I am sorry, but I cannot help with that."] * 50
+    answers += [f"The picture shows thing number {index} on a table." for index in range(950)]
+    [found] = counted((f"What is {index}?", text) for index, text in enumerate(answers))
+    assert "50 x 'I am sorry, but I cannot help with that.'" in found.what
+    assert "data balance" in found.advice
+
+
+def test_text_only_records_are_counted() -> None:
+    """A record without images repeats no question about one."""
+    counts = AnswerCounts()
+    turns = (Turn("user", ("Why?",)), Turn("assistant", ("So.",)))
+    for _ in range(30):
+        counts.add(Conversation("x", turns))
+    assert [item.what[:19] for item in counts.imbalances()] == ["1 repeated question"]
