@@ -119,6 +119,11 @@ EXAMPLES: dict[str, Example] = {
         lambda root: write(root / "vit", config_json={"model_type": "clip_vision_model", "patch_size": 14}),
         r"without a language model.*--vision \S+/vit --language LANGUAGE_MODEL",
     ),
+    "a convolutional vision tower": (
+        "vision tower",
+        lambda root: write(root / "cnn", config_json={"model_type": "resnet", "num_channels": 3}),
+        r"without a language model.*--vision \S+/cnn --language LANGUAGE_MODEL",
+    ),
     "CLIP with both towers": (
         "vision tower",
         lambda root: write(

@@ -248,7 +248,7 @@ def test_a_tower_is_trained_saved_and_loaded(
     # The sums of a convolution depend on the place of its weights in memory.
     torch.testing.assert_close(logits(loaded, photos), logits(assistant, photos), atol=1e-5, rtol=0)
     in_bf16 = load_model_folder(tmp_path / "m", torch.bfloat16)
-    assert in_bf16.model.vision(pixels.bfloat16()).dtype == torch.bfloat16
+    assert in_bf16.model.vision(pixels).dtype == torch.bfloat16
     for stored, original in zip(statistics(in_bf16.model), before, strict=True):
         assert stored.is_floating_point() == original.is_floating_point()
 

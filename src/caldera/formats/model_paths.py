@@ -39,6 +39,9 @@ _STEP_FILES = ("state.json", "manifest.json")
 """Files that every checkpoint has."""
 
 _WEIGHT_SUFFIXES = (".safetensors", ".ckpt", *TORCH_SUFFIXES)
+_VISION_SETTINGS = {"patch_size", "num_channels", "pretrained_cfg"}
+"""Settings in the config of a vision tower: of ViTs, of convolutional ones, and of timm's."""
+
 _WEB_ADDRESS = re.compile(r"^([a-z]{2,}):/{1,2}")
 """Start of a web address, also of one that a Path has shortened."""
 
@@ -147,7 +150,11 @@ def _identify_config(folder: Path) -> ModelPath | None:
     if model_type in LLAVA_HF_TYPES:
         return ModelPath("llava-hf", folder)
     towers = {name for name in ("vision_config", "text_config") if name in config}
-    is_vision = str(model_type).startswith(("clip", "siglip")) if towers else "patch_size" in config
+    is_vision = (
+        str(model_type).startswith(("clip", "siglip"))
+        if towers
+        else not _VISION_SETTINGS.isdisjoint(config)
+    )
     if is_vision:
         option, other = "--vision", "--language LANGUAGE_MODEL"
         subject = "a vision tower without a language model"

@@ -41,7 +41,9 @@ _PLAIN_VALUES: dict[str, tuple[object, ...]] = {
 
 
 def cast(weight: LazyWeight, dtype: torch.dtype) -> LazyWeight:
-    """Return a weight in another precision."""
+    """Return a weight in another precision; integers, such as a batch norm's counter, stay as they are."""
+    if not weight.dtype.is_floating_point:
+        return weight
     return LazyWeight(weight.shape, dtype, lambda: weight.read().to(dtype))
 
 

@@ -278,11 +278,21 @@ def from_non_lora_trainables(name: str) -> str:
     return from_original(name.removeprefix("model.") if wrapped else name)
 
 
-def from_vision_folder(weights: Mapping[str, LazyWeight]) -> dict[str, LazyWeight]:
-    """Return the vision tower's weights of a folder that holds it alone, or with a text tower."""
+def from_vision_folder(weights: Mapping[str, LazyWeight], prefix: str) -> dict[str, LazyWeight]:
+    """Return the vision tower's weights of a folder that holds it alone, with a text tower, or with a classifier.
+
+    Args:
+        weights: All weights of the folder.
+        prefix: What the names of a classifier's tower start with, such as `resnet`.
+    """
+    tower = {
+        name.removeprefix(f"{prefix}."): weight
+        for name, weight in weights.items()
+        if name.startswith(f"{prefix}.")
+    }
     return {
         VISION + name.removeprefix(_VISION_MODEL): weight
-        for name, weight in weights.items()
+        for name, weight in (tower or weights).items()
         if not name.startswith(_TEXT_TOWER)
     }
 

@@ -90,8 +90,7 @@ class VisionTower(nn.Module):
     def _measure(self) -> ModelOutput:
         """Return the outputs for one empty image; running statistics of the tower do not change."""
         training = self.tower.training
-        shape = (1, 3, self.side, self.side)
-        empty = torch.zeros(shape, dtype=self.tower.dtype, device=self.tower.device)
+        empty = torch.zeros((1, 3, self.side, self.side), device=self.tower.device)
         self.tower.eval()
         try:
             return self._run(empty)
@@ -106,6 +105,7 @@ class VisionTower(nn.Module):
 
     def _run(self, pixels: Tensor) -> ModelOutput:
         """Return the tower's outputs with all hidden states."""
+        pixels = pixels.to(self.tower.dtype)
         outputs: ModelOutput = self.tower(pixel_values=pixels, output_hidden_states=True)
         return outputs
 

@@ -8,7 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration
+from transformers import (
+    ConvNextImageProcessorPil,
+    LlavaForConditionalGeneration,
+    ResNetConfig,
+    ResNetForImageClassification,
+)
 
 from caldera.errors import ModelFormatError, UsageError
 from caldera.formats.model_folder import load_model_folder
@@ -333,6 +338,23 @@ def test_the_padding_of_a_complete_vocabulary_is_not_changed(
         run_import(tmp_path / "out", source=llava_hf, vocab_multiple=1)
     with pytest.raises(UsageError, match="--vocab-multiple is 0; it must be from 1 to 65,536"):
         run_import(tmp_path / "out", source=llava_hf, vocab_multiple=0)
+
+
+def test_the_tower_of_a_classifier_is_joined(tmp_path: Path, vicuna_folder: Path) -> None:
+    """A published ResNet has a head, and its tower's weights have a prefix; the projector has its features' width."""
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 12, 14, 16], depths=[1] * 4)
+    classifier = ResNetForImageClassification(config)
+    classifier.save_pretrained(tmp_path / "resnet")
+    ConvNextImageProcessorPil(size={"shortest_edge": 64}).save_pretrained(tmp_path / "resnet")
+    run_import(
+        tmp_path / "out", vision=tmp_path / "resnet", language=vicuna_folder, dtype="float32"
+    )
+    vision = load_model_folder(tmp_path / "out").model.vision
+    assert (vision.patches, vision.width) == (16, 14)
+    own = classifier.resnet.state_dict()
+    for name, tensor in vision.tower.state_dict().items():
+        assert tensor.dtype == own[name].dtype
+        assert torch.equal(tensor, own[name])
 
 
 def test_the_shipped_towers_are_joined_by_name(tmp_path: Path) -> None:

@@ -5,10 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from transformers import AutoModel
 
 from caldera.errors import ModelFormatError, UnknownNameError, UsageError
 from caldera.formats import weight_names
-from caldera.formats.config import read_config, sub_config
+from caldera.formats.config import build_on_meta_device, read_config, sub_config
 from caldera.formats.importing.llava_hf import read_llava_hf
 from caldera.formats.importing.request import ImportRequest
 from caldera.formats.importing.sources import (
@@ -32,6 +33,7 @@ from caldera.formats.weight_merging import add_delta, grow_embeddings, merge_lor
 from caldera.formats.weight_names import LANGUAGE, PROJECTOR, stored_dtype
 from caldera.model.bundle import ModelMetadata
 from caldera.model.projector import PROJECTORS, build_projector
+from caldera.model.vision_tower import VisionTower
 from caldera.scenes.backbones import find_backbone
 
 
@@ -198,9 +200,16 @@ def _read_or_init_projector(
         raise UnknownNameError("projector or projector file", request.projector, PROJECTORS)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(request.seed)
-        fresh = build_projector(request.projector, tower.config.hidden_size, width)
+        fresh = build_projector(request.projector, _feature_width(tower), width)
     state = fresh.to(dtype).state_dict()
     return Source({PROJECTOR + name: from_memory(tensor) for name, tensor in state.items()}, ())
+
+
+def _feature_width(tower: SourceTower) -> int:
+    """Return the width of a tower's features, which is no setting of all configs."""
+    with torch.device("meta"):
+        model = build_on_meta_device(AutoModel, tower.config)
+        return VisionTower(model, tower.processor.side).width
 
 
 LAYOUT_READERS: dict[str, Callable[[ImportRequest], SourceModel]] = {

@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 from transformers import (
+    AutoModel,
     PretrainedConfig,
     PreTrainedTokenizerFast,
 )
@@ -20,6 +21,7 @@ from caldera.files.hub import hub_source
 from caldera.formats import weight_names
 from caldera.formats.assemble import CONTRASTIVE_MODELS
 from caldera.formats.config import (
+    build_on_meta_device,
     read_config,
     sub_config,
 )
@@ -154,8 +156,9 @@ def read_tower(folder: Path) -> SourceTower:
         ModelFormatError: It is missing or broken.
     """
     config, source = vision_config(folder), read_folder(folder)
+    prefix = build_on_meta_device(AutoModel, config).base_model_prefix
     weights = weight_names.from_vision_folder(
-        weight_names.rename_weights(source.weights, str, folder)
+        weight_names.rename_weights(source.weights, str, folder), prefix
     )
     return SourceTower(config, load_processor(folder), weights, source.files)
 
