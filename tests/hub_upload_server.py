@@ -93,23 +93,23 @@ class UploadServer(HubServer):
             return self._preupload(repo, json.loads(request.body))
         return self._commit(repo, match["id"], request.body)
 
-    def _create(self, wanted: dict[str, str]) -> Answer:
+    def _create(self, payload: dict[str, str]) -> Answer:
         """Create a repository."""
-        owner = wanted["organization"] or USER
-        repo_id = f"{owner}/{wanted['name']}"
+        owner = payload["organization"] or USER
+        repo_id = f"{owner}/{payload['name']}"
         if owner not in (USER, ORGANIZATION):
             return error(403, message=f"You don't have the rights to create a model under {owner}")
         exists = ("model", repo_id) in self.repos
         if not exists:
             repo = self.add(repo_id, {".gitattributes": b"*.safetensors filter=lfs\n"})
-            repo.private = wanted.get("visibility") == "private"
+            repo.private = payload.get("visibility") == "private"
         return Answer(json.dumps({"url": f"{self.url}/{repo_id}"}).encode(), 409 if exists else 200)
 
-    def _preupload(self, repo: Repo, wanted: dict[str, list[dict[str, object]]]) -> Answer:
+    def _preupload(self, repo: Repo, payload: dict[str, list[dict[str, object]]]) -> Answer:
         """Answer which files go to git-lfs."""
         files = repo.commits[repo.refs["main"]]
         modes = []
-        for file in wanted["files"]:
+        for file in payload["files"]:
             name = str(file["path"])
             is_large = self.is_lfs(name, bytes(int(str(file["size"]))))
             mode = {
@@ -122,10 +122,10 @@ class UploadServer(HubServer):
             modes.append(mode)
         return Answer(json.dumps({"files": modes}).encode())
 
-    def _batch(self, wanted: dict[str, list[dict[str, object]]]) -> Answer:
+    def _batch(self, payload: dict[str, list[dict[str, object]]]) -> Answer:
         """Answer where the contents go that are not stored yet."""
         objects = []
-        for item in wanted["objects"]:
+        for item in payload["objects"]:
             if item["oid"] not in self.stored:
                 upload = {"href": f"{self.cdn_url}/upload/{item['oid']}?X-Amz-Signature=secret"}
                 item["actions"] = {

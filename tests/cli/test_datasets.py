@@ -9,6 +9,7 @@ from PIL import Image
 
 from caldera.conversation import read_conversations
 from tests.cli.conftest import CommandResult
+from tests.hub_server import HubServer, use_hub
 
 Call = Callable[..., CommandResult]
 
@@ -118,3 +119,23 @@ def test_statistics_and_parquet_files_are_written(call: Call, table: Path) -> No
     assert export.returncode == 0, export.stderr
     assert f"{hub}: 4 rows, 4 images, 1 files" in export.stderr
     assert table.with_name("hub.skipped.jsonl").read_text().count("4.jpg does not exist") == 1
+
+
+def test_a_data_set_is_imported_by_its_name_on_the_hub(
+    call: Callable[..., CommandResult],
+    tmp_path: Path,
+    loopback: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The commit is recorded; the second import needs no network."""
+    records = [{"conversations": [{"from": "human", "value": "a?"}, {"from": "gpt", "value": "b"}]}]
+    words = ("data", "import", "llava", "atelier/talks:talks.json", "--out", tmp_path / "out.json")
+    with HubServer() as hub:
+        use_hub(monkeypatch, hub.url, tmp_path / "cache")
+        files = {"talks.json": json.dumps(records).encode(), "more.json": b"[]"}
+        commit = hub.add("atelier/talks", files, repo_type="dataset").refs["main"]
+        first = call(*words)
+    assert first.returncode == 0, first.stderr
+    assert commit in (tmp_path / "out.origins.json").read_text()
+    second = call(*words, "--offline")
+    assert second.returncode == 0, second.stderr

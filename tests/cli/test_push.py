@@ -66,26 +66,26 @@ def test_a_push_shows_everything_and_the_token_nowhere(
     monkeypatch.chdir(tmp_path)
     (model / ".env").write_text("SECRET=1")
 
-    shown = call("push", "model", NAME, "--dry-run")
+    printed = call("push", "model", NAME, "--dry-run")
     refused = call("push", "model", NAME)
     assert hub.requests == []
     pushed = call("push", "model", NAME, "--yes", "--private")
-    assert shown.returncode == 0, shown.stderr
-    assert "nothing was sent (--dry-run)" in shown.stderr
+    assert printed.returncode == 0, printed.stderr
+    assert "nothing was sent (--dry-run)" in printed.stderr
     assert refused.returncode == 2
     assert "there is no terminal to confirm on; check the above and add --yes" in refused.stderr
     assert pushed.returncode == 0, pushed.stderr
     repo = hub.repos["model", NAME]
-    assert pushed.stdout == f"{shown.stdout}{hub.url}/{NAME}/commit/{repo.refs['main']}\n"
-    assert refused.stdout == shown.stdout
-    for result in (shown, refused, pushed):
+    assert pushed.stdout == f"{printed.stdout}{hub.url}/{NAME}/commit/{repo.refs['main']}\n"
+    assert refused.stdout == printed.stdout
+    for result in (printed, refused, pushed):
         assert "not uploaded: .env (hidden)" in result.stderr
         assert all(path.name in result.stderr for path in model.iterdir())
         assert TOKEN not in result.stdout + result.stderr
     assert f"{NAME} is new, and private" in pushed.stderr
     assert repo.private
     files = repo.commits[repo.refs["main"]]
-    assert files["README.md"].decode() + "\n" == shown.stdout
+    assert files["README.md"].decode() + "\n" == printed.stdout
     assert not any(TOKEN.encode() in content for content in files.values())
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not any(TOKEN.encode() in path.read_bytes() for path in written)

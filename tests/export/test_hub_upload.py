@@ -256,9 +256,9 @@ def test_offline_nothing_is_asked(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["closed", "503"])
+@pytest.mark.parametrize("failure", ["closed", "503"])
 def test_a_lost_network_is_named_and_a_repetition_resumes(
-    hub: UploadServer, folder: Path, what: str
+    hub: UploadServer, folder: Path, failure: str
 ) -> None:
     """After the attempts of `huggingface_hub`, the error says what to do; stored files are not sent again."""
 
@@ -267,7 +267,7 @@ def test_a_lost_network_is_named_and_a_repetition_resumes(
             return None
         return (
             error(503)
-            if what == "503"
+            if failure == "503"
             else Answer(b"x" * 9, headers={"Content-Length": "100"}, cut=0)
         )
 
@@ -294,7 +294,7 @@ def test_the_license_of_a_parent_is_that_of_its_card(
     assert read_hub_card("words/bare", "main") == HubCard()
     assert read_hub_card("words/gone", "main") == HubCard()
     assert "cannot read the license of words/gone" in caplog.text
-    assert "says that it is unknown" in caplog.text
+    assert "so the card calls it unknown" in caplog.text
 
 
 def test_a_file_with_the_token_is_not_sent(hub: UploadServer, folder: Path) -> None:

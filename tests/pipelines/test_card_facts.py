@@ -81,16 +81,16 @@ def test_every_number_of_a_card_is_in_a_file(model: Path) -> None:
         card = card.replace(digest, "")
     for words in FIXED:
         card = card.replace(words, "")
-    known = {value for text in texts for value in values_in(json.loads(text))}
+    values = {value for text in texts for value in values_in(json.loads(text))}
     num_weights = sum(weight.nbytes // 4 for weight in read_weights(model).values())
-    known.add(num_weights / 1e6)
+    values.add(num_weights / 1e6)
     numbers = NUMBER.findall(card)
     assert len(numbers) > 30
     for number in numbers:
         precision = 0.5 * 10 ** -len(number.partition(".")[2])
         if "e" in number:
             precision = 0.0
-        assert any(abs(float(number) - value) <= precision for value in known), number
+        assert any(abs(float(number) - value) <= precision for value in values), number
 
 
 def test_metadata_of_a_card_is_what_the_hub_expects(model: Path) -> None:

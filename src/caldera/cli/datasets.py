@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -13,13 +13,17 @@ from caldera.cli.options import (
     Images,
     ImagesFrom,
     MaxBadFraction,
+    Offline,
     check_out_file,
     print_message,
     read_options_from,
     stderr_console,
     stdout_console,
 )
-from caldera.errors import UnknownNameError
+from caldera.progress import default_progress
+
+if TYPE_CHECKING:
+    from caldera.datasets.registry import ImportReport
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 DataFile = Annotated[Path, typer.Argument(help="Data file, in a format of docs/data.md.")]
@@ -72,11 +76,20 @@ Phrases = Annotated[
         help='folders: JSON of noun phrases by class, {"longsleeve": "a long-sleeved shirt"}.'
     ),
 ]
+DataSource = Annotated[
+    str,
+    typer.Argument(
+        help="File or folder of the data set, or ORG/NAME\\[@REVISION]\\[:FILE] on the Hugging Face Hub."
+    ),
+]
+ImportSeed = Annotated[
+    int, typer.Option(help="captions, coco, folders: seed for wording and held-out images.")
+]
 
 
 def import_data(
     kind: ImporterName,
-    path: Annotated[Path, typer.Argument(help="File or folder of the data set.")],
+    source: DataSource,
     out_file: OutFile,
     images: ImageRoot = None,
     images_from: ImagesFrom = None,
@@ -90,11 +103,10 @@ def import_data(
     kinds: QuestionKinds = None,
     phrases: Phrases = None,
     hold_out: HoldOut = None,
-    seed: Annotated[
-        int, typer.Option(help="captions, coco, folders: seed for wording and held-out images.")
-    ] = 0,
+    seed: ImportSeed = 0,
     ignore_field: IgnoreField = None,
     max_bad_fraction: MaxBadFraction = 0.0,
+    offline: Offline = False,
 ) -> None:
     """Convert a third-party data set to LLaVA's JSON. Fixes and skipped items are counted.
 
@@ -103,23 +115,17 @@ def import_data(
       caldera data import llava llava_v1_5_mix665k.json --images playground/data --out mix665k.json
       --max-bad-fraction 0.01
 
-      caldera data import llava the_cauldron/ai2d --out ai2d.json
+      caldera data import llava liuhaotian/LLaVA-Instruct-150K:llava_instruct_150k.json --images train2017 --out a.json
 
       caldera data import vqa vqav2/ --split train2014 --images coco/train2014 --out vqa.json
-
-      caldera data import scienceqa ScienceQA/data/scienceqa --prompt-layout QCM-LEPA --out scienceqa.json
 
       caldera data import captions captions.csv --out pretrain.json
 
       caldera data import folders photos --hold-out 300 --out data.json
     """
-    from caldera.datasets.importer import AnswerPromptPlacement, ImportOptions
+    from caldera.datasets.importer import ImportOptions
     from caldera.datasets.registry import import_dataset
 
-    if answer_prompt not in get_args(AnswerPromptPlacement):
-        raise UnknownNameError(
-            "choice of --answer-prompt", answer_prompt, get_args(AnswerPromptPlacement)
-        )
     reading = read_options_from(images, images_from, ignore_field)
     options = ImportOptions(
         images=images,
@@ -129,7 +135,7 @@ def import_data(
         split=split,
         answers=answers,
         layout=prompt_layout,
-        answer_prompt=answer_prompt,  # type: ignore[arg-type] # checked above
+        answer_prompt=answer_prompt,  # type: ignore[arg-type] # checked by ImportOptions
         columns=columns,
         per_image=per_image,
         kinds=kinds,
@@ -137,7 +143,14 @@ def import_data(
         hold_out=hold_out,
         seed=seed,
     )
-    report = import_dataset(kind, path, out_file, options, max_bad_fraction)
+    progress = default_progress()
+    _print_import(
+        import_dataset(kind, source, out_file, options, max_bad_fraction, progress), out_file
+    )
+
+
+def _print_import(report: "ImportReport", out_file: Path) -> None:
+    """Print the counts of an import."""
     print_message(*(f"fixed: {count} x {fix}" for fix, count in report.fixes.most_common()))
     print_message(
         f"{out_file}: {report.conversations} records, {report.turns} turns, {report.images} images, of "

@@ -20,8 +20,8 @@ def push(
     results: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Run folder of an evaluation of the model. Repeatable. \\[default: those in runs/evaluate and beside "
-            "the model]"
+            help="Run folder of an evaluation of the model. Repeatable. \\[default: those in runs/evaluate and next "
+            "to the model]"
         ),
     ] = None,
     private: Annotated[
@@ -72,7 +72,7 @@ def push(
 
 
 def _print_upload(upload: "Upload") -> None:
-    """Print the files of an upload with their sizes, and what is left out."""
+    """Print the files of an upload with their sizes, and what is not uploaded."""
     table = Table("file", "MB", title="to upload")
     for file in upload.files:
         table.add_row(file.name, f"{file.size / 1e6:.3f}")

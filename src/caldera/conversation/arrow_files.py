@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from caldera.errors import InputError
@@ -82,9 +82,7 @@ def _data_files(folder: Path, split: str | None) -> list[Path]:
         )
     by_split: dict[str, list[Path]] = {}
     for file in files:
-        shard = _SHARD.fullmatch(file.stem)
-        name = shard[1] if shard and shard[1] not in _NO_SPLITS else file.parent.name
-        by_split.setdefault(name, []).append(file)
+        by_split.setdefault(split_name(file), []).append(file)
     if split is None and len(by_split) == 1:
         return files
     if split not in by_split:
@@ -92,3 +90,9 @@ def _data_files(folder: Path, split: str | None) -> list[Path]:
             f"{folder} holds the splits {', '.join(by_split)}; choose one with --split NAME"
         )
     return by_split[split]
+
+
+def split_name(file: PurePath) -> str:
+    """Return the split of a parquet or Arrow file, by its name or that of its folder."""
+    shard = _SHARD.fullmatch(file.stem)
+    return shard[1] if shard and shard[1] not in _NO_SPLITS else file.parent.name

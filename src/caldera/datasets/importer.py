@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from caldera.conversation import Conversation, ImageRef, to_record, write_conversations
-from caldera.errors import AnnotationError, ImageError, InputError
+from caldera.errors import AnnotationError, ImageError, InputError, UnknownNameError
 from caldera.files.skipped_items import SkippedItems
 
 AnswerPromptPlacement = Literal["each", "first", "none"]
@@ -65,6 +65,12 @@ class ImportOptions:
 
     seed: int = 0
     """Seed for the wording of questions, and for the choice of images to hold out."""
+
+    def __post_init__(self) -> None:
+        """Check the placement of the sentence that asks for a short answer."""
+        placements = get_args(AnswerPromptPlacement)
+        if self.answer_prompt not in placements:
+            raise UnknownNameError("choice of --answer-prompt", self.answer_prompt, placements)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,4 +1,4 @@
-"""Origins of data files: the files of data sets on the Hub that one was made from, recorded beside it in JSON."""
+"""Origins of data files: files of data sets on the Hub that one was made from, in a JSON file next to it."""
 
 import hashlib
 from collections.abc import Iterable
@@ -44,7 +44,7 @@ class TrainingSet(BaseModel):
 
 
 class _Origins(BaseModel):
-    """Content of the file beside a data file."""
+    """Content of the file next to a data file."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -55,7 +55,7 @@ class _Origins(BaseModel):
 
 
 def write_origins(file: Path, origins: Iterable[HubOrigin]) -> None:
-    """Record beside a data file what it was made from; remove an earlier record if that is nothing."""
+    """Record next to a data file what it was made from; remove an earlier record if that is nothing."""
     path, distinct = _origins_path(file), tuple(dict.fromkeys(origins))
     if distinct:
         write_json(path, _Origins(sha256=_digest(file), origins=distinct).model_dump())

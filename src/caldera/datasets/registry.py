@@ -9,6 +9,7 @@ from pathlib import Path
 from caldera.conversation import write_conversations
 from caldera.datasets.captions import import_captions, import_coco
 from caldera.datasets.folders import import_folders
+from caldera.datasets.hub_dataset import fetch_dataset, parse_hub_dataset
 from caldera.datasets.importer import (
     HeldOutQuestion,
     Importer,
@@ -18,11 +19,13 @@ from caldera.datasets.importer import (
     representable_conversations,
 )
 from caldera.datasets.llava_json import import_llava
+from caldera.datasets.origins import write_origins
 from caldera.datasets.science_qa import import_science_qa
 from caldera.datasets.vqa import import_vqa
 from caldera.errors import UnknownNameError
 from caldera.files.atomic import write_atomic
 from caldera.files.skipped_items import SkippedItems
+from caldera.progress import NoProgress, Progress
 
 IMPORTERS: dict[str, Importer] = {
     "llava": import_llava,
@@ -58,11 +61,35 @@ class ImportReport:
 
 
 def import_dataset(
-    kind: str, path: Path, out: Path, options: ImportOptions, max_bad_fraction: float = 0.0
+    kind: str,
+    source: str | Path,
+    out: Path,
+    options: ImportOptions,
+    max_bad_fraction: float = 0.0,
+    progress: Progress = NoProgress(),  # noqa: B008 - without state
 ) -> ImportReport:
-    """Import a data set into a data file, written whole or not at all; skipped items are listed next to it."""
+    """Import a data set into a data file, written whole or not at all; skipped items are listed next to it.
+
+    Args:
+        kind: Name of the importer.
+        source: File or folder; a text may name a data set on the Hugging Face Hub, ORG/NAME[@REVISION][:FILE], whose
+            commit is recorded next to `out`.
+        out: The data file.
+        options: Options of the importer.
+        max_bad_fraction: Fraction of invalid items that may be skipped.
+        progress: Reports downloads.
+
+    Raises:
+        InputError: The source cannot be read, has no valid record, or too many are invalid.
+    """
     if kind not in IMPORTERS:
         raise UnknownNameError("importer", kind, IMPORTERS)
+    path, origins = Path(source), []
+    if isinstance(source, str) and (dataset := parse_hub_dataset(source)):
+        path, origin = fetch_dataset(
+            dataset, kind, options.split, with_images=options.images is None, progress=progress
+        )
+        origins.append(origin)
     skipped = SkippedItems(max_bad_fraction)
     options = replace(options, new_images=out.with_suffix(".images"))
     imported = IMPORTERS[kind](path, skipped, options)
@@ -73,6 +100,7 @@ def import_dataset(
     ]
     finish_with_records(skipped, len(conversations), imported.total, path, out)
     write_conversations(out, conversations)
+    write_origins(out, origins)
     held_out = held_out_path(out) if imported.held_out else None
     if held_out:
         _write_questions(held_out, imported.held_out, rewriter)

@@ -154,7 +154,7 @@ def read_hub_card(repo_id: str, revision: str) -> HubCard:
         with hub_errors(f"read the license of {repo_id}", repo_id):
             info = _api().model_info(repo_id, revision=revision)
     except HubError as error:
-        log.warning("%s; the card says that it is unknown", error)
+        log.warning("%s; so the card calls it unknown", error)
         return HubCard()
     data = info.card_data.to_dict() if info.card_data else {}
     languages = data.get("language") or ()
@@ -264,7 +264,7 @@ def _send_weights(
 
 @contextmanager
 def _upload_errors(repo_id: str) -> Iterator[None]:
-    """Turn errors of an upload into a HubError that says what to do."""
+    """Turn errors of an upload into a HubError with advice."""
     with hub_errors(f"upload to {repo_id}", repo_id):
         try:
             yield

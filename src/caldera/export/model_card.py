@@ -42,7 +42,7 @@ class Parent:
 
     @property
     def on_hub(self) -> bool:
-        """Whether its name is one on the Hub."""
+        """True for a model on the Hub."""
         return self.home == HUB
 
     @property
@@ -54,7 +54,7 @@ class Parent:
 
 @dataclass(frozen=True, slots=True)
 class HubCard:
-    """What the card of a model on the Hub states."""
+    """License and languages in the card of a model on the Hub."""
 
     license: str | None = None
     languages: tuple[str, ...] = ()
@@ -98,7 +98,7 @@ class CardEvaluation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CardFacts:
-    """What is known of a model."""
+    """Facts about a model."""
 
     repo_id: str
     summary: str
@@ -126,7 +126,7 @@ class CardFacts:
 
     @property
     def license_note(self) -> str:
-        """What the parents' licenses mean for this model."""
+        """Sentence about the parents' licenses."""
         if self.license == _UNKNOWN_LICENSE:
             return (
                 "At least one license is unknown: find it out before you use or pass on this model."

@@ -10,7 +10,8 @@ from caldera.export.model_card import Parent
 from caldera.files.atomic import to_plain_json
 from caldera.model.bundle import ModelMetadata
 from caldera.overrides import with_current_names
-from caldera.recipes.registry import RECIPES, SCENE_RECIPES
+from caldera.recipes.recipe import PhotoRecipe
+from caldera.recipes.registry import DEMO_RECIPES, RECIPES
 from caldera.training.hyperparameters import FINETUNE, FINETUNE_LORA, PRETRAIN
 
 _NAMES_OF_FILES = ("vision", "language", "pretrain_data", "finetune_data")
@@ -39,8 +40,9 @@ def _recipe_command(
     """Return the command of a recipe."""
     name = recipe["name"]
     default = to_plain_json(asdict(RECIPES[name]()))
-    if name in SCENE_RECIPES:
-        words = [f"caldera demo --recipe {name} --out runs/{name}"]
+    if name in DEMO_RECIPES:
+        images = " --images PHOTOS" if isinstance(DEMO_RECIPES[name](), PhotoRecipe) else ""
+        words = [f"caldera demo --recipe {name}{images} --out runs/{name}"]
     else:
         default = {key: default[key] for key in default if key not in _NAMES_OF_FILES}
         words = [
@@ -88,9 +90,9 @@ def _tower(parents: Sequence[Parent], role: str) -> str:
 
 def _changes(default: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[str]:
     """Yield `--set` for each setting that differs from the default."""
-    known = flatten(default)
+    defaults = flatten(default)
     for name, value in flatten(settings).items():
-        if name.rpartition(".")[2] != "name" and known.get(name, ...) != value:
+        if name.rpartition(".")[2] != "name" and defaults.get(name, ...) != value:
             yield f"--set {shlex.quote(f'{name}={_setting(value)}')}"
 
 

@@ -19,32 +19,32 @@ _DEFAULT_RUNS = Path("runs/evaluate")
 _TASK = "image-text-to-text"
 
 
-def find_evaluations(folder: Path, given: Sequence[Path]) -> tuple[CardEvaluation, ...]:
+def find_evaluations(folder: Path, results: Sequence[Path]) -> tuple[CardEvaluation, ...]:
     """Return the evaluations of a model folder.
 
     Args:
         folder: The model folder.
-        given: Run folders, or folders of them, all of which must hold results of this model. If there are none, those
-            in `runs/evaluate` and beside the model that are of this model.
+        results: Run folders, or folders of them, all of which must be of this model. If there are none, the runs of
+            this model in `runs/evaluate` and next to its folder.
 
     Raises:
         InputError: Given results are missing, of another model, or invalid.
     """
-    places = given or (_DEFAULT_RUNS, folder.parent, folder.parent.parent)
+    folders = results or (_DEFAULT_RUNS, folder.parent, folder.parent.parent)
     digests = _model_digests(folder)
     evaluations: dict[str, CardEvaluation] = {}
-    for place in places:
-        files = dict.fromkeys(file for pattern in _NEAR for file in sorted(place.glob(pattern)))
-        if given and not files:
-            raise InputError(f"{place} holds no results.json of an evaluation; check --results")
+    for runs in folders:
+        files = dict.fromkeys(file for pattern in _NEAR for file in sorted(runs.glob(pattern)))
+        if results and not files:
+            raise InputError(f"{runs} holds no results.json of an evaluation; check --results")
         for file in files:
-            results = _read_results(file)
-            reason = _why_not(results, digests)
-            if reason and given:
+            content = _read_results(file)
+            reason = _why_not(content, digests)
+            if reason and results:
                 raise InputError(f"{file} {reason}; give --results of this model only")
             if not reason:
-                evaluations.setdefault(_identity(results), _card_evaluation(results))
-    if not given and (scores := _scene_scores(folder.parent)):
+                evaluations.setdefault(_identity(content), _card_evaluation(content))
+    if not results and (scores := _scene_scores(folder.parent)):
         evaluations["scenes"] = scores
     return tuple(evaluations.values())
 
@@ -76,7 +76,7 @@ def _why_not(results: Mapping[str, Any], digests: frozenset[str]) -> str:
 
 
 def _identity(results: Mapping[str, Any]) -> str:
-    """Return what tells evaluations of one model apart: task and data."""
+    """Return task and data, which differ between the evaluations of a model."""
     return f"{results['task']} {results['provenance']['data']['digest']}"
 
 
@@ -145,7 +145,7 @@ def _scene_scores(run: Path) -> CardEvaluation | None:
     return CardEvaluation(
         title="Held-out drawn scenes",
         description=(
-            "Share of correct answers about drawn scenes that were not trained on, beside two baselines; the run "
+            "Share of correct answers about drawn scenes that were not trained on, and of two baselines; the run "
             f"stores no intervals. CIDEr-D of captions: {results['caption_cider']:.2f} (0 to 10)."
         ),
         columns=columns,
