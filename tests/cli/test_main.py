@@ -44,6 +44,8 @@ def test_help_begins_with_examples_and_imports_nothing_heavy() -> None:
         ("chat nowhere", 3, "nowhere does not exist"),
         ("chat . --image no.png", 3, "no.png does not exist"),
         ("demo --recipe dmo", 2, "did you mean 'demo'?"),
+        ("demo --recipe photos", 2, "needs photos; add --images FOLDER with a folder for each class"),
+        ("demo --images photos", 2, "draws its images; remove --images, or add --recipe photos"),
         ("demo --recipe llava_7b", 2, "run it with: caldera train recipe llava_7b"),
         ("recipes llava15_7b", 2, "did you mean 'llava_15_7b'?"),
         ("train recipe llava_7b --out y", 2, "--pretrain-data FILE (CC3M-595K: chat"),

@@ -9,9 +9,9 @@ from caldera.recipes.describe import cited_field_names, parameters_of, recipe_fi
 from caldera.recipes.recipe import Recipe
 from caldera.recipes.registry import (
     PAPER_RECIPES,
+    find_demo_recipe,
     find_paper_recipe,
     find_recipe,
-    find_scene_recipe,
 )
 from caldera.recipes.towers import HUB_TOWERS
 from caldera.templates.registry import TEMPLATES
@@ -101,7 +101,7 @@ def test_sizes_are_those_of_the_published_weights(
 def test_a_recipe_of_the_other_kind_names_its_command() -> None:
     """`caldera demo` does not run a paper's recipe, nor `caldera train recipe` the demo's; a typo gets a suggestion."""
     with pytest.raises(UsageError, match="run it with: caldera train recipe llava_7b"):
-        find_scene_recipe("llava_7b")
+        find_demo_recipe("llava_7b")
     with pytest.raises(UsageError, match="run it with: caldera demo --recipe demo"):
         find_paper_recipe("demo")
     for find in (find_recipe, find_paper_recipe):

@@ -19,10 +19,11 @@ from caldera.files.skipped_items import SkippedItems
 from caldera.images.decoding import DEFAULT_DECODING, decode_image, read_bytes
 from caldera.images.file_types import START_BYTES, identify_image_format
 
-_SPLITS = frozenset(
-    ("train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval", "holdout")
-)
-"""Names of folders that hold the class folders of one split."""
+_TRAINING_SPLITS = ("train", "training")
+_TEST_SPLITS = ("test", "testing", "holdout", "eval", "validation", "valid", "val", "dev")
+"""Names of folders that hold the class folders of one split; the first test split that exists is the usual one."""
+
+_SPLITS = frozenset((*_TRAINING_SPLITS, *_TEST_SPLITS))
 
 _IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif")
@@ -111,6 +112,16 @@ def read_labeled_images(path: Path, skipped: SkippedItems, options: LabelOptions
             "the label column"
         )
     return labeled
+
+
+def usual_splits(root: Path) -> tuple[str, str] | None:
+    """Return the folder names of the splits to train on and to test with; None where there are no such splits."""
+    if not root.is_dir():
+        return None
+    folders = {path.name.lower(): path.name for path in root.rglob("*") if path.is_dir()}
+    training = next((folders[name] for name in _TRAINING_SPLITS if name in folders), None)
+    test = next((folders[name] for name in _TEST_SPLITS if name in folders), None)
+    return (training, test) if training and test else None
 
 
 _Row = tuple[Path, tuple[str, ...]]

@@ -25,6 +25,7 @@ from caldera.cli.interruptions import StoppableGroup
 from caldera.cli.options import (
     Device,
     Dtype,
+    MaxBadFraction,
     ModelName,
     Offline,
     Quantize,
@@ -41,7 +42,7 @@ from caldera.cli.options import (
 from caldera.cli.push import push
 from caldera.cli.recipes import ablate, recipes
 from caldera.cli.serve import serve
-from caldera.errors import CalderaError, Interrupted, OutputError
+from caldera.errors import CalderaError, Interrupted, OutputError, UsageError
 
 EXIT_CODES = (
     "Exit codes: 0 success, 1 internal error, 2 wrong usage, 3 invalid input, 4 cannot write, 5 the key, quota or "
@@ -142,29 +143,54 @@ def caldera(
 
 @app.command()
 def demo(
-    out_folder: Annotated[Path, typer.Option("--out", help="Run folder.")] = Path("runs/demo"),
-    recipe: Annotated[str, typer.Option(help="demo or demo_smollm2.")] = "demo",
+    out_folder: Annotated[
+        Path | None, typer.Option("--out", help="Run folder. \\[default: runs/RECIPE]")
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="demo, demo_smollm2 or photos.")] = "demo",
+    images: Annotated[
+        Path | None,
+        typer.Option(help="photos: folder with a folder of photos for each class, or a table."),
+    ] = None,
     settings: Set = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    max_bad_fraction: MaxBadFraction = 0.0,
 ) -> None:
-    """Run LLaVA's complete method on drawn scenes: data, two stages, evaluation, report. Repeat it to resume.
+    """Run LLaVA's complete method on drawn scenes or your photos: data, both stages, evaluation. Repeat it to resume.
 
     [bold]Examples[/bold]
 
       caldera demo
 
       caldera demo --out runs/small --set scenes.train=500
+
+      caldera demo --recipe photos --images clothing-dataset-small
     """
     from caldera.overrides import apply_overrides
-    from caldera.recipes.registry import find_scene_recipe
+    from caldera.recipes.recipe import PhotoRecipe
+    from caldera.recipes.registry import find_demo_recipe
 
     # Settings are checked before torch is imported, which takes seconds.
-    scene_recipe = apply_overrides(find_scene_recipe(recipe), settings or ())
-    from caldera.pipelines.scene_run import run_scene_recipe
+    chosen = apply_overrides(find_demo_recipe(recipe), settings or ())
+    out_folder = out_folder or Path("runs") / recipe
+    if isinstance(chosen, PhotoRecipe) != (images is not None):
+        raise UsageError(
+            f"the recipe {recipe} needs photos; add --images FOLDER with a folder for each class"
+            if images is None
+            else f"the recipe {recipe} draws its images; remove --images, or add --recipe photos"
+        )
+    if isinstance(chosen, PhotoRecipe):
+        assert images is not None  # as checked
+        from caldera.pipelines.photo_run import run_photo_recipe
 
-    run_scene_recipe(scene_recipe, out_folder, runtime_from(device, dtype))
-    _print_demo(out_folder)
+        runtime = runtime_from(device, dtype)
+        example = run_photo_recipe(chosen, images, out_folder, runtime, max_bad_fraction).example
+    else:
+        from caldera.pipelines.scene_run import run_scene_recipe
+
+        run_scene_recipe(chosen, out_folder, runtime_from(device, dtype))
+        example = min((out_folder / "scenes" / "held_out" / "held_out").glob("*.jpg"))
+    _print_demo(out_folder, example)
 
 
 @app.command()
@@ -222,24 +248,32 @@ def chat(
             answer_once(session, images, prompt)
 
 
-def _print_demo(folder: Path) -> None:
-    """Print the table of a demo and its files."""
+def _print_demo(folder: Path, example: Path) -> None:
+    """Print the table of a demo, its files, and how to chat about an image."""
     results = json.loads((folder / "results.json").read_text())
-    columns = ("accuracy", "majority_baseline", "shuffled_images", "without_pretraining")
-    headings = ("accuracy", "majority baseline", "shuffled images", "without stage 1")
-    table = Table("held-out questions", "n", *headings, title="share of correct answers")
+    headings = {
+        "accuracy": "accuracy",
+        "majority_baseline": "majority baseline",
+        "shuffled_images": "shuffled images",
+        "without_pretraining": "without stage 1",
+    }
+    columns = [name for name in headings if name in results]
+    table = Table(
+        *("held-out questions", "n", *(headings[name] for name in columns)),
+        title="share of correct answers",
+    )
     for kind, count in results["questions"].items():
         scores = (f"{results[column].get(kind, 0):.3f}" for column in columns)
         table.add_row(kind, str(count), *scores, end_section=kind == "overall")
     stdout_console.print(table)
-    image = min((folder / "scenes" / "held_out" / "held_out").glob("*.jpg"))
+    if "caption_cider" in results:
+        print_result(f"caption CIDEr-D {results['caption_cider']:.2f} (0 to 10)")
     print_result(
-        f"caption CIDEr-D {results['caption_cider']:.2f} (0 to 10)",
         f"time {results['seconds']['total']:.0f} s",
         f"report   {folder / 'report.html'}",
         f"results  {folder / 'results.json'}",
         f"model    {folder / 'model'}",
-        f"chat     caldera chat {folder / 'model'} --image {image}",
+        f"chat     caldera chat {folder / 'model'} --image {example}",
     )
 
 

@@ -137,6 +137,11 @@ def _evaluation_folder(arguments: Arguments) -> Path:
     return arguments["out_folder"] or default_run_folder(benchmark, arguments["model"])
 
 
+def _demo_folder(arguments: Arguments) -> Path:
+    """Return the run folder of a demo."""
+    return arguments["out_folder"] or Path("runs") / arguments["recipe"]
+
+
 _FEATURES = {"features of images": "features/*.jsonl"}
 _STAGES = {
     "stage 1": "pretrain/model",
@@ -176,7 +181,7 @@ _ANSWERS = {"{answers} answers": "journal.jsonl", "the results": "results.json"}
 _VERDICTS = {"{verdicts} verdicts": "journal.jsonl", "the scores": "scores.json"}
 
 MESSAGES: dict[str, Callable[[Arguments], Describe]] = {
-    "demo": _keeps(_DEMO),
+    "demo": _keeps(_DEMO, folder=_demo_folder),
     "ablate": _keeps(_ABLATIONS),
     "recipes": _writes_nothing,
     "chat": _writes_nothing,

@@ -194,9 +194,17 @@ def _context_questions(
     ]
 
 
-def with_shuffled_images(items: Sequence[Item]) -> list[Item]:
-    """Return the same questions about other images, to measure the effect of the image content alone."""
+def with_shuffled_images(items: Sequence[Item], seed: int | None = None) -> list[Item]:
+    """Return the same questions about other images, to measure the effect of the image content alone.
+
+    Args:
+        items: Questions about at least two images.
+        seed: Seed of the order of the images; None sorts them by name, which puts images of a class next to each other
+            where the names of their folders are classes.
+    """
     paths = sorted({path for item in items for path in item.conversation.images})
+    if seed is not None:
+        random.Random(seed).shuffle(paths)
     shift = len(paths) // 2
     replacements = {path: paths[(index + shift) % len(paths)] for index, path in enumerate(paths)}
     return [

@@ -7,7 +7,7 @@ from typing import Any
 from caldera.files.atomic import to_plain_json
 from caldera.recipes.citations import CITATIONS, RECIPE_FIELDS, STAGE_FIELDS, Cited
 from caldera.recipes.papers import DatasetInfo, PaperRecipe
-from caldera.recipes.recipe import Recipe, SceneRecipe
+from caldera.recipes.recipe import PhotoRecipe, Recipe, SceneRecipe
 from caldera.recipes.registry import PAPER_RECIPES
 from caldera.recipes.towers import (
     num_language_parameters,
@@ -139,6 +139,8 @@ def _data_cell(recipe: Recipe, part: str) -> str:
     """Return name and size of a stage's data."""
     if isinstance(recipe, SceneRecipe):
         return f"{recipe.scenes.train:,} drawn scenes"
+    if isinstance(recipe, PhotoRecipe):
+        return "your labeled photos"
     dataset = data_of(recipe)[part]
     return f"{dataset.name}, {compact_number(dataset.rows)}"
 

@@ -163,3 +163,20 @@ class SceneRecipe(Recipe):
     pretrain_mix: InstructionMix
     finetune_mix: InstructionMix
     questions: QuestionCounts
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PhotoRecipe(Recipe):
+    """Recipe whose data and questions are written from a user's labeled photos."""
+
+    split: str | None = None
+    """Split of the photos to train on, a folder above the class folders; None is `train` where there are splits."""
+
+    hold_out: str | None = None
+    """Number of photos to hold out, or the split; None is the test split where there are splits, else 300 photos."""
+
+    phrases: str | None = None
+    """JSON file of noun phrases by class, for classes whose names do not fit into a sentence."""
+
+    finetune_kinds: str = "naming,presence"
+    """Kinds of questions of stage 2; stage 1 has captions."""

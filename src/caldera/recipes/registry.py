@@ -6,13 +6,15 @@ from caldera.errors import UnknownNameError, UsageError
 from caldera.recipes import papers
 from caldera.recipes.demo import demo, demo_smollm2
 from caldera.recipes.papers import PaperRecipe
-from caldera.recipes.recipe import Recipe, SceneRecipe
+from caldera.recipes.photos import photos
+from caldera.recipes.recipe import PhotoRecipe, Recipe, SceneRecipe
 
-SCENE_RECIPES: dict[str, Callable[[], SceneRecipe]] = {
+DEMO_RECIPES: dict[str, Callable[[], SceneRecipe | PhotoRecipe]] = {
     "demo": demo,
     "demo_smollm2": demo_smollm2,
+    "photos": photos,
 }
-"""Recipes of `caldera demo`, which generates their data."""
+"""Recipes of `caldera demo`, which generates their data: from drawn scenes, or from a user's photos."""
 
 PAPER_RECIPES: dict[str, Callable[[], PaperRecipe]] = {
     "llava_7b": papers.llava_7b,
@@ -26,7 +28,7 @@ PAPER_RECIPES: dict[str, Callable[[], PaperRecipe]] = {
 }
 """Recipes of `caldera train recipe`, which needs data and towers."""
 
-RECIPES: dict[str, Callable[[], Recipe]] = {**SCENE_RECIPES, **PAPER_RECIPES}
+RECIPES: dict[str, Callable[[], Recipe]] = {**DEMO_RECIPES, **PAPER_RECIPES}
 """All recipes."""
 
 
@@ -41,7 +43,7 @@ def find_recipe(name: str) -> Recipe:
     return RECIPES[name]()
 
 
-def find_scene_recipe(name: str) -> SceneRecipe:
+def find_demo_recipe(name: str) -> SceneRecipe | PhotoRecipe:
     """Return the recipe called exactly `name` that generates its data.
 
     Raises:
@@ -50,9 +52,9 @@ def find_scene_recipe(name: str) -> SceneRecipe:
     """
     if name in PAPER_RECIPES:
         raise UsageError(f"{name} needs data and towers; run it with: caldera train recipe {name}")
-    if name not in SCENE_RECIPES:
-        raise UnknownNameError("recipe", name, SCENE_RECIPES)
-    return SCENE_RECIPES[name]()
+    if name not in DEMO_RECIPES:
+        raise UnknownNameError("recipe", name, DEMO_RECIPES)
+    return DEMO_RECIPES[name]()
 
 
 def find_paper_recipe(name: str) -> PaperRecipe:
@@ -62,7 +64,7 @@ def find_paper_recipe(name: str) -> PaperRecipe:
         UnknownNameError: There is none.
         UsageError: It generates its data.
     """
-    if name in SCENE_RECIPES:
+    if name in DEMO_RECIPES:
         raise UsageError(f"{name} generates its data; run it with: caldera demo --recipe {name}")
     if name not in PAPER_RECIPES:
         raise UnknownNameError("recipe", name, PAPER_RECIPES)
