@@ -12,11 +12,10 @@ def photos() -> PhotoRecipe:
         name="photos",
         vision="efficientnet-lite0",
         language="smollm2-135m-instruct",
-        vision_feature_layer=-1,
         aspect="pad",
         pretrain=replace(
             PRETRAIN,
-            learning_rate=1e-3,
+            learning_rate=2e-3,
             batch_size=16,
             epochs=2,
             calibrate_projector=True,
