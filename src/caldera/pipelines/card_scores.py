@@ -16,6 +16,14 @@ _NEAR = ("results.json", "*/results.json", "*/*/results.json")
 """Results below a folder of evaluations: a run, or runs by benchmark and model."""
 
 _DEFAULT_RUNS = Path("runs/evaluate")
+_DEMO_COLUMNS = {
+    "accuracy": "accuracy",
+    "majority_baseline": "most frequent answer instead",
+    "shuffled_images": "other images shown",
+    "without_pretraining": "without stage 1",
+}
+"""Titles of the scores of a demo, by their keys."""
+
 _TASK = "image-text-to-text"
 
 
@@ -44,8 +52,8 @@ def find_evaluations(folder: Path, results: Sequence[Path]) -> tuple[CardEvaluat
                 raise InputError(f"{file} {reason}; give --results of this model only")
             if not reason:
                 evaluations.setdefault(_identity(content), _card_evaluation(content))
-    if not results and (scores := _scene_scores(folder.parent)):
-        evaluations["scenes"] = scores
+    if not results and (scores := _demo_scores(folder.parent)):
+        evaluations["demo"] = scores
     return tuple(evaluations.values())
 
 
@@ -119,36 +127,34 @@ def _interval(scores: Mapping[str, Any], digits: int) -> str:
     return f"{scores['low']:.{digits}f} to {scores['high']:.{digits}f} ({scores['method']})"
 
 
-def _scene_scores(run: Path) -> CardEvaluation | None:
-    """Return the scores of a scene recipe's run, whose model lies in its folder; None if it is another run."""
+def _demo_scores(run: Path) -> CardEvaluation | None:
+    """Return the scores of a run of `caldera demo`, whose model lies in its folder; None if it is another run."""
     results = _read_results(run / "results.json")
-    if not {"accuracy", "majority_baseline", "shuffled_images", "questions"} <= results.keys():
+    if not {"accuracy", "questions", "recipe"} <= results.keys():
         return None
-    columns = ("accuracy", "most frequent answer", "other images shown", "questions")
-    baselines = (results["majority_baseline"], results["shuffled_images"])
+    columns = {key: title for key, title in _DEMO_COLUMNS.items() if key in results}
     rows = tuple(
-        (
-            name,
-            *(f"{scores.get(name, 0):.3f}" for scores in (results["accuracy"], *baselines)),
-            str(count),
-        )
+        (name, *(f"{results[key].get(name, 0):.3f}" for key in columns), str(count))
         for name, count in results["questions"].items()
     )
+    cider = results.get("caption_cider")
+    captions = "" if cider is None else f" CIDEr-D of captions: {cider:.2f} (0 to 10)."
+    title = f"Held-out images of the recipe {results['recipe']['name']}"
     result = EvalResult(
         task_type=_TASK,
-        dataset_type="held-out-scenes",
-        dataset_name="held-out scenes",
+        dataset_type=f"held-out-{results['recipe']['name']}",
+        dataset_name=title,
         metric_type="accuracy",
         metric_value=results["accuracy"]["overall"],
         metric_args={"items": results["questions"]["overall"]},
     )
     return CardEvaluation(
-        title="Held-out drawn scenes",
+        title=title,
         description=(
-            "Share of correct answers about drawn scenes that were not trained on, and of two baselines; the run "
-            f"stores no intervals. CIDEr-D of captions: {results['caption_cider']:.2f} (0 to 10)."
+            "Share of correct answers about images that were not trained on; the run stores no intervals."
+            f"{captions}"
         ),
-        columns=columns,
+        columns=(*columns.values(), "questions"),
         rows=rows,
         results=(result,),
     )
