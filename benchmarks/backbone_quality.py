@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import CLIPVisionModel, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from backbones.language_pretraining import evaluate_answers, read_scenes
+from backbones.language_pretraining import evaluate_answers, sample_dialogues
 from backbones.patch_words import patch_coverage
 from backbones.text_corpus import DescriptionMix
 from backbones.vision_pretraining import render_scenes
@@ -88,12 +88,12 @@ def classify(features: Tensor, targets: Tensor, test: Tensor, test_targets: Tens
     return (head(test).argmax(dim=1) == test_targets).float().mean().item()
 
 
-def probe_language(work: Path, count: int) -> dict[str, float]:
+def probe_language(count: int) -> dict[str, float]:
     """Return the exact match accuracy of short answers about new scenes described by bags."""
     folder = find_backbone("scenes-llama")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    conversations, scenes = read_scenes(work, count, SEED)
+    conversations, scenes = sample_dialogues(count, SEED)
     dialogues = [item for item in conversations if item.id.endswith(("-vqa", "-context"))]
     return evaluate_answers(model, tokenizer, dialogues, scenes, DescriptionMix(bags=1.0))
 
@@ -113,7 +113,7 @@ def main() -> None:
         for name, (accuracy, most_frequent) in tower.items():
             print(f"  {name:9} {accuracy:6.1%}  ({most_frequent:.1%})")
         print("scenes-llama: short answers about scenes described by bags")
-        for name, accuracy in probe_language(Path(folder), args.ask_about).items():
+        for name, accuracy in probe_language(args.ask_about).items():
             print(f"  {name:9} {accuracy:6.1%}")
 
 

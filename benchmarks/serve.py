@@ -39,6 +39,7 @@ from caldera.formats.model_folder import load_model_folder
 from caldera.inference.engine import Engine, EngineConfig, Request, SamplingParams
 from caldera.inference.packed_linear import Quantization
 from caldera.inference.prompts import Prompt, PromptBuilder, process_image
+from caldera.model.bundle import LlavaBundle
 from caldera.templates.registry import VICUNA_SYSTEM
 
 SIDES = ("transformers", "caldera", "caldera int8", "llama.cpp f16", "llama.cpp q8_0")
@@ -83,12 +84,8 @@ Ask = Callable[[Image.Image, int], Timing]
 """Answers the question about an image with a number of tokens."""
 
 
-def transformers_side(folder: Path) -> Ask:
-    """Return a function that answers with transformers."""
-    model: Any = LlavaForConditionalGeneration.from_pretrained(
-        folder / "model", dtype=torch.bfloat16
-    )
-    assistant = load_model_folder(folder / "model", torch.bfloat16)
+def transformers_side(model: Any, assistant: LlavaBundle) -> Ask:  # noqa: ANN401 - generate is untyped
+    """Return a function that answers with transformers' LlavaForConditionalGeneration of the assistant's weights."""
     prompt_builder = PromptBuilder(assistant)
 
     class Clock:
@@ -108,7 +105,8 @@ def transformers_side(folder: Path) -> Ask:
         processed = process_image(image, assistant.processor)
         prompt = prompt_builder.from_images(conversation(QUESTION), [processed])
         model.generate(
-            input_ids=torch.tensor([prompt.ids]), pixel_values=processed.views.bfloat16(), max_new_tokens=tokens,
+            input_ids=torch.tensor([prompt.ids], device=model.device),
+            pixel_values=processed.views.to(model.device, model.dtype), max_new_tokens=tokens,
             min_new_tokens=tokens, do_sample=False, streamer=clock, pad_token_id=0,
         )  # fmt: skip
         # The first call is for the prompt.
@@ -120,9 +118,8 @@ def transformers_side(folder: Path) -> Ask:
 class CalderaSide:
     """Answers with caldera's engine."""
 
-    def __init__(self, folder: Path, quantization: Quantization) -> None:
+    def __init__(self, assistant: LlavaBundle, quantization: Quantization = "as stored") -> None:
         """Start the engine."""
-        assistant = load_model_folder(folder / "model", torch.bfloat16)
         self.engine = Engine(
             assistant, EngineConfig(quantization=quantization, slots=max(CONCURRENT))
         )
@@ -262,9 +259,13 @@ def run_side(side: str, size: str, folder: Path, tokens: int) -> dict[str, float
     engine: CalderaSide | None = None
     ask: Ask
     if side == "transformers":
-        ask = transformers_side(folder)
+        model = LlavaForConditionalGeneration.from_pretrained(
+            folder / "model", dtype=torch.bfloat16
+        )
+        ask = transformers_side(model, load_model_folder(folder / "model", torch.bfloat16))
     elif side.startswith("caldera"):
-        engine = CalderaSide(folder, "int8" if side.endswith("int8") else "as stored")
+        assistant = load_model_folder(folder / "model", torch.bfloat16)
+        engine = CalderaSide(assistant, "int8" if side.endswith("int8") else "as stored")
         ask = engine.ask
     else:
         ask = LlamaCppSide(folder, side.split()[1]).ask

@@ -23,6 +23,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 from train import Step, caldera_step, transformers_step
 from train_workloads import SIZES, WORKLOADS, matmul_peak, samples_of, write_model
+from transformers import LlavaForConditionalGeneration
 
 from caldera.batches.samples import Sample
 from caldera.formats.model_folder import load_model_folder
@@ -138,7 +139,10 @@ def run(side: str, workload: str, size: str, folder: Path, steps: int) -> None:
         if side == "caldera":
             step, _ = caldera_step(load, assistant, samples, Path(scratch) / "features")
         else:
-            step = transformers_step(folder / "model", load, assistant)
+            model = LlavaForConditionalGeneration.from_pretrained(
+                folder / "model", dtype=torch.float32
+            )
+            step = transformers_step(model, load, assistant)
         batch = load.batch
         starts = range(0, len(samples) - batch + 1, batch)
         batches = [samples[start : start + batch] for start in starts]

@@ -42,9 +42,7 @@ from train_workloads import (
     samples_of,
     write_model,
 )
-from transformers import (
-    LlavaForConditionalGeneration,
-)
+from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from caldera.batches.image_sources import DecodedImages
 from caldera.batches.packing import BatchBuilder, group_by_images
@@ -73,9 +71,13 @@ def pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
     return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
 
 
-def transformers_step(folder: Path, workload: Workload, assistant: LlavaBundle) -> Step:
-    """Return a training step of transformers."""
-    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+def transformers_step(
+    model: LlavaForConditionalGeneration,
+    workload: Workload,
+    assistant: LlavaBundle,
+    compute: DeviceConfig = COMPUTE,
+) -> Step:
+    """Return a training step of transformers; `model` is on the device."""
     parts = {"projector": model.model.multi_modal_projector, "language": model.model.language_model}
     model.requires_grad_(False)
     for part in workload.stage.trainable:
@@ -84,7 +86,7 @@ def transformers_step(folder: Path, workload: Workload, assistant: LlavaBundle) 
     trainable = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=1e-5, fused=True)
     pixels: dict[Path, Tensor] = {}
-    source = DecodedImages(assistant.processor)
+    source, device = DecodedImages(assistant.processor), compute.device
 
     def step(samples: Sequence[Sample]) -> None:
         paths = [path for sample in samples for path in sample.images]
@@ -93,10 +95,10 @@ def transformers_step(folder: Path, workload: Workload, assistant: LlavaBundle) 
         ids = pad([sample.ids for sample in samples], assistant.tokenizer.pad_token_id)
         labels = pad([sample.labels for sample in samples], IGNORE_INDEX)
         mask = pad([[1] * sample.length for sample in samples], 0)
-        with COMPUTE.autocast():
+        with compute.autocast():
             loss = model(
-                input_ids=ids, attention_mask=mask, labels=labels,
-                pixel_values=torch.cat([pixels[path] for path in paths]),
+                input_ids=ids.to(device), attention_mask=mask.to(device), labels=labels.to(device),
+                pixel_values=torch.cat([pixels[path] for path in paths]).to(device),
             ).loss  # fmt: skip
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trainable, 1.0)
@@ -107,18 +109,22 @@ def transformers_step(folder: Path, workload: Workload, assistant: LlavaBundle) 
 
 
 def caldera_step(
-    workload: Workload, assistant: LlavaBundle, samples: Sequence[Sample], feature_folder: Path
+    workload: Workload,
+    assistant: LlavaBundle,
+    samples: Sequence[Sample],
+    feature_folder: Path,
+    compute: DeviceConfig = COMPUTE,
 ) -> tuple[Step, float]:
     """Return this package's training step, and the seconds to compute its features."""
     tune_malloc()
     start_time = time.perf_counter()
     paths = list(dict.fromkeys(path for sample in samples for path in sample.images))
-    runtime = Runtime(COMPUTE, NoProgress())
+    runtime = Runtime(compute, NoProgress())
     source = cached_tower_features(assistant, feature_folder, paths, runtime=runtime)
     feature_seconds = time.perf_counter() - start_time
-    model = assistant.model
+    model = assistant.model.to(compute.device)
     set_trainable(model, workload.stage.trainable)
-    model.choose_batch_layout(COMPUTE.attention)
+    model.choose_batch_layout(compute.attention)
     model.train()
     stage = replace(workload.stage, learning_rate=1e-5)
     optimizer = build_optimizer(model, stage)
@@ -133,7 +139,7 @@ def caldera_step(
         # The range is for step_profile.py.
         with record_function("loading"):
             batches = builder.build(samples)
-        training_step(model, batches, optimizer, max_grad_norm=1.0, compute=COMPUTE)
+        training_step(model, batches, optimizer, max_grad_norm=1.0, compute=compute)
 
     return step, feature_seconds
 
@@ -147,8 +153,10 @@ def run_trl_side(name: str, size: str, folder: Path, steps: int) -> dict[str, fl
     with tempfile.TemporaryDirectory() as scratch:
         images = Path(scratch)
         dialogues = conversations(workload, images, SIZES[size].side)
+        model = LlavaForConditionalGeneration.from_pretrained(folder / "model", dtype=torch.float32)
+        processor = AutoProcessor.from_pretrained(folder / "model")
         samples, tokens, cores = run_trl(
-            folder / "model", dialogues, images, template=workload.stage.template,
+            model, processor, dialogues, images, template=workload.stage.template,
             trainable=workload.stage.trainable, batch=workload.batch, steps=steps,
         )  # fmt: skip
     return {
@@ -158,6 +166,23 @@ def run_trl_side(name: str, size: str, folder: Path, steps: int) -> dict[str, fl
         "cores": cores,
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
+
+
+def batches_of(side: str, samples: Sequence[Sample], batch: int) -> list[list[Sample]]:
+    """Return the whole batches of an epoch in the order of a side."""
+    order = list(range(len(samples)))
+    random.Random(3).shuffle(order)
+    epoch = [order[start : start + batch] for start in range(0, len(order), batch)]
+    if side != "padded":
+        sampler = StepSampler(
+            lengths=[sample.length for sample in samples],
+            groups=group_by_images(samples) if side == "caldera" else None,
+            limit=BatchLimit(samples=batch),
+            epochs=1,
+            seed=3,
+        )
+        epoch = sampler.epoch(0)
+    return [[samples[index] for index in indices] for indices in epoch if len(indices) == batch]
 
 
 def run_side(side: str, name: str, size: str, folder: Path, steps: int) -> dict[str, float]:
@@ -173,27 +198,11 @@ def run_side(side: str, name: str, size: str, folder: Path, steps: int) -> dict[
                 workload, assistant, samples, Path(scratch) / "features"
             )
         else:
-            step = transformers_step(folder / "model", workload, assistant)
-        lengths = [sample.length for sample in samples]
-        order = list(range(len(samples)))
-        random.Random(3).shuffle(order)
-        starts = range(0, len(order), workload.batch)
-        epoch = [order[start : start + workload.batch] for start in starts]
-        if side != "padded":
-            groups = group_by_images(samples) if side == "caldera" else None
-            sampler = StepSampler(
-                lengths=lengths,
-                groups=groups,
-                limit=BatchLimit(samples=workload.batch),
-                epochs=1,
-                seed=3,
+            model = LlavaForConditionalGeneration.from_pretrained(
+                folder / "model", dtype=torch.float32
             )
-            epoch = sampler.epoch(0)
-        batches = [
-            [samples[index] for index in indices]
-            for indices in epoch
-            if len(indices) == workload.batch
-        ]
+            step = transformers_step(model, workload, assistant)
+        batches = batches_of(side, samples, workload.batch)
         # The first step is slow.
         with Operations() as operations:
             step(batches[0])

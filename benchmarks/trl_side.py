@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from datasets import Dataset, Image
 from transformers import (
-    AutoProcessor,
     LlavaForConditionalGeneration,
+    ProcessorMixin,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -42,12 +42,15 @@ class _StepTimer(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         """Record wall time and CPU time."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         self.end_times.append(time.perf_counter())
         self.cpu_times.append(time.process_time())
 
 
-def run_trl(
-    folder: Path,
+def run_trl(  # noqa: PLR0913 - settings by name
+    model: LlavaForConditionalGeneration,
+    processor: ProcessorMixin,
     dialogues: Sequence[Conversation],
     images: Path,
     *,
@@ -59,7 +62,8 @@ def run_trl(
     """Run steps, and return samples and unpadded tokens per second, and the number of cores used.
 
     Args:
-        folder: Model folder.
+        model: The model in fp32, on its device.
+        processor: The model's processor; its chat template is replaced.
         dialogues: Conversations to train on.
         images: Folder that their image paths are relative to.
         template: Name of the conversation template.
@@ -67,12 +71,10 @@ def run_trl(
         batch: Samples per step.
         steps: Number of measured steps.
     """
-    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     parts = {"projector": model.model.multi_modal_projector, "language": model.model.language_model}
     model.requires_grad_(False)
     for part in trainable:
         parts[part].requires_grad_(True)
-    processor = AutoProcessor.from_pretrained(folder)
     processor.chat_template = _with_generation_tags(
         chat_template(find_template(template), starts=True)
     )
@@ -82,7 +84,8 @@ def run_trl(
         args=SFTConfig(
             output_dir=str(images / "trl"), per_device_train_batch_size=batch, max_steps=_WARMUP_STEPS + steps,
             learning_rate=1e-5, lr_scheduler_type="constant", max_grad_norm=1.0, optim="adamw_torch_fused", bf16=True,
-            use_cpu=True, gradient_checkpointing=False, assistant_only_loss=True, max_length=None, seed=3,
+            use_cpu=model.device.type == "cpu", gradient_checkpointing=False, assistant_only_loss=True,
+            max_length=None, seed=3,
             report_to="none", save_strategy="no", disable_tqdm=True, dataloader_pin_memory=False,
         ),
         train_dataset=_dataset(dialogues, images),
