@@ -1,4 +1,4 @@
-"""Commands `caldera data import`, `mix`, `balance`, `stats` and `to-parquet`."""
+"""Commands `caldera data import`, `mix`, `balance`, `stats`, `page` and `to-parquet`."""
 
 import json
 from pathlib import Path
@@ -280,9 +280,51 @@ def stats(
     skipped.finish(statistics.records + statistics.skipped, skipped_path(file, is_input=True))
     if as_json:
         stdout_console.print_json(json.dumps(statistics.as_dict()))
+    print_message(*(f"warning: {item}" for item in statistics.answer_counts.imbalances()))
     print_message(
         f"{statistics.records} records, {len(statistics.images)} images, skipped: {statistics.skipped}; charts in "
         f"{page}"
+    )
+
+
+def page(
+    file: DataFile,
+    page_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", callback=check_out_file, help="HTML page. \\[default: FILE.page.html]"
+        ),
+    ] = None,
+    limit: Annotated[
+        int, typer.Option(min=1, help="Maximum number of images, sampled at random.")
+    ] = 100,
+    seed: Annotated[int, typer.Option(help="Seed for sampling.")] = 0,
+    images: Images = None,
+    images_from: ImagesFrom = None,
+    ignore_field: IgnoreField = None,
+    max_bad_fraction: MaxBadFraction = 0.0,
+) -> None:
+    """Write an HTML page of images beside all their records, to read before training.
+
+    [bold]Examples[/bold]
+
+      caldera data page data.json --out data.html
+
+      caldera data page llava_v1_5_mix665k.json --images playground/data --limit 50
+    """
+    from caldera.datasets.importer import skipped_path
+    from caldera.datasets.records_page import write_records_page
+    from caldera.files.skipped_items import SkippedItems
+
+    page_file = page_file or file.with_suffix(".page.html")
+    skipped = SkippedItems(max_bad_fraction)
+    options = read_options_from(images, images_from, ignore_field)
+    report = write_records_page(file, page_file, skipped, options, limit=limit, seed=seed)
+    skipped.finish(report.total + report.skipped, skipped_path(file, is_input=True))
+    print_message(*(f"warning: {item}" for item in report.imbalances))
+    print_message(
+        f"{page_file}: {report.records} of {report.total} records, {report.images} images, with problems: "
+        f"{report.problems}, skipped: {report.skipped}"
     )
 
 

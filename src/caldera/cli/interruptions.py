@@ -200,6 +200,7 @@ MESSAGES: dict[str, Callable[[Arguments], Describe]] = {
     "data mix": _writes("out_file"),
     "data balance": _writes("out_file"),
     "data stats": _writes("file", "page"),
+    "data page": _writes("file", "page_file"),
     "data to-parquet": _writes("out_folder"),
     "train pretrain": _stage,
     "train finetune": _stage,

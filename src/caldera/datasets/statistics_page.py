@@ -3,14 +3,13 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
 from caldera.datasets.statistics import Branch, DatasetStatistics, Histogram, prefix_tree
 from caldera.files.atomic import write_atomic
+from caldera.files.html_pages import render_page
 
 _HUES = (212, 24, 150, 340, 48, 265, 186, 96, 8, 300)
 """Hues of the first words' colors, in degrees."""
@@ -141,9 +140,9 @@ def write_statistics_page(file: Path, statistics: DatasetStatistics, title: str)
     objects: Counter[str] = Counter()
     for kind in statistics.kinds.values():
         objects.update(kind.objects)
-    template = (files("caldera.datasets") / "stats.html").read_text("utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    page = environment.from_string(template).render(
+    page = render_page(
+        "caldera.datasets",
+        "stats.html",
         title=title,
         statistics=statistics,
         questions=statistics.question_words.counts.total(),

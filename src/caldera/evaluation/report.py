@@ -5,15 +5,12 @@ All text of models and files is escaped, images are embedded, and the content po
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined
-
+from caldera.files import html_pages
 from caldera.files.atomic import write_atomic
-from caldera.images.data_urls import encode_data_url, image_to_data_url
-from caldera.images.decoding import open_image
+from caldera.images.data_urls import encode_data_url, thumbnail_to_data_url
 
 _THUMBNAIL = 224
 """Pixels along the longer side of an image in a gallery."""
@@ -21,22 +18,12 @@ _THUMBNAIL = 224
 
 def render_page(template: str, **variables: object) -> str:
     """Render a template of `pages/`."""
-    environment = Environment(
-        loader=FunctionLoader(
-            lambda name: (files("caldera.evaluation") / "pages" / name).read_text("utf-8")
-        ),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-    )
-    return environment.get_template(template).render(**variables)
+    return html_pages.render_page("caldera.evaluation/pages", template, **variables)
 
 
 def inline_image(path: Path) -> str:
     """Return an image as a data URL, scaled down to the size of a gallery."""
-    image = open_image(path)
-    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    return image_to_data_url(image, "jpeg", quality=88)
+    return thumbnail_to_data_url(path, _THUMBNAIL)
 
 
 @dataclass(frozen=True, slots=True)

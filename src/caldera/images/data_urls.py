@@ -2,8 +2,11 @@
 
 import base64
 import io
+from pathlib import Path
 
 from PIL import Image
+
+from caldera.images.decoding import DEFAULT_DECODING, DecodingConfig, open_image
 
 
 def encode_data_url(content: bytes, image_format: str) -> str:
@@ -16,3 +19,16 @@ def image_to_data_url(image: Image.Image, image_format: str, **save_options: int
     buffer = io.BytesIO()
     image.save(buffer, image_format.upper(), **save_options)
     return encode_data_url(buffer.getvalue(), image_format)
+
+
+def thumbnail_to_data_url(
+    path: Path, side: int, decoding: DecodingConfig = DEFAULT_DECODING
+) -> str:
+    """Return an image file as the data URL of a JPEG with at most `side` pixels along each side.
+
+    Raises:
+        ImageError: The file cannot be read or decoded.
+    """
+    image = open_image(path, decoding)
+    image.thumbnail((side, side))
+    return image_to_data_url(image, "jpeg", quality=88)
