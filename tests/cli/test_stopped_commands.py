@@ -140,6 +140,9 @@ CASES = {
     "statistics": Case(
         words="data stats IN/data.json --out OUT/data.html", results=("data.html",), atomic=True
     ),
+    "page": Case(
+        words="data page IN/data.json --out OUT/data.html", results=("data.html",), atomic=True
+    ),
     "to parquet": Case(
         words="data to-parquet IN/data.json --out OUT/hub", results=("hub/*",), atomic=True
     ),
