@@ -255,6 +255,17 @@ def test_offline_nothing_is_asked(
     assert hub.requests == []
 
 
+def test_errors_of_xet_are_named(
+    hub: UploadServer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The package hf_xet, which sends weights where it is installed, has no exceptions of its own."""
+    pytest.importorskip("hf_xet")
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    hub.faults.append(refuse("GET", "/xet-write-token/", error(403, message="no")))
+    with pytest.raises(HubError, match=r"403 Forbidden.*run again, files that it has are not sent"):
+        push(folder)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("failure", ["closed", "503"])
 def test_a_lost_network_is_named_and_a_repetition_resumes(

@@ -265,10 +265,14 @@ def _send_weights(
 @contextmanager
 def _upload_errors(repo_id: str) -> Iterator[None]:
     """Turn errors of an upload into a HubError with advice."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
     with hub_errors(f"upload to {repo_id}", repo_id):
         try:
             yield
-        except (http_error(), RuntimeError, ValueError) as error:
+        except OfflineModeIsEnabled:
+            raise
+        except (http_error(), OSError, RuntimeError, ValueError) as error:
             # huggingface_hub wraps what a thread of an upload raises; hf_xet has no exceptions of its own.
             cause = (
                 error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
