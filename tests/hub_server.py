@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import unquote, urlsplit
 
 import huggingface_hub
@@ -149,7 +149,7 @@ class HubServer:
             f"http://127.0.0.1:{server.server_address[1]}" for server in self._servers
         )
 
-    def __enter__(self) -> "HubServer":
+    def __enter__(self) -> Self:
         """Return the server."""
         return self
 

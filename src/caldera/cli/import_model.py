@@ -87,11 +87,14 @@ def import_weights(
     from caldera.formats.importing.request import ImportRequest
     from caldera.progress import default_progress
 
-    models = {"source": source, "base": base, "vision": vision, "language": language}
-    models = {role: model for role, model in models.items() if model}
+    names = source, base, vision, language
+    paths = [Path(name) if name else None for name in names]
     # The request is checked with the names, before anything is downloaded.
     request = ImportRequest(
-        **{role: Path(model) for role, model in models.items()},
+        source=paths[0],
+        base=paths[1],
+        vision=paths[2],
+        language=paths[3],
         layout="delta" if delta else layout,  # type: ignore[arg-type] # checked when it is built
         projector=projector,
         template=template,
@@ -100,8 +103,9 @@ def import_weights(
         vocab_multiple=vocab_multiple,
     )
     check_new_folder(out_folder)
-    folders = local_folders(*models.values())
-    request = replace(request, **dict(zip(models, folders, strict=True)))
+    folders = iter(local_folders(*filter(None, names)))
+    paths = [next(folders) if name else None for name in names]
+    request = replace(request, source=paths[0], base=paths[1], vision=paths[2], language=paths[3])
     report = import_model(request, out_folder, default_progress())
     print_message(*(f"note: {note}" for note in report.notes))
     print_message(f"images: {report.images}")

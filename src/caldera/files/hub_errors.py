@@ -163,7 +163,7 @@ def _token_state() -> str:
 
 def _retry_after(response: Any) -> float | None:  # noqa: ANN401 - a response of either library
     """Return the seconds that a server asks to wait; None if it does not."""
-    from huggingface_hub.utils import parse_ratelimit_headers
+    from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined] # as above
 
     retry_after = response.headers.get("Retry-After", "").strip()
     if retry_after.isdecimal():

@@ -10,8 +10,8 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from io import BufferedRandom
 from pathlib import Path
-from typing import IO
 
 from caldera.files.hub_errors import HubError, HubUnreachableError, Retries, http_error
 
@@ -77,7 +77,7 @@ def fetch(file: RemoteFile, on_bytes: Callable[[int], None]) -> None:
         file.link.symlink_to(os.path.relpath(file.blob, file.link.parent))
 
 
-def _complete(file: RemoteFile, stream: IO[bytes], on_bytes: Callable[[int], None]) -> None:
+def _complete(file: RemoteFile, stream: BufferedRandom, on_bytes: Callable[[int], None]) -> None:
     """Append the missing bytes, in as many requests as it takes."""
     retries, longest = Retries(), stream.tell()
     while stream.tell() < file.size:
@@ -96,10 +96,14 @@ def _complete(file: RemoteFile, stream: IO[bytes], on_bytes: Callable[[int], Non
             retries.wait(failure)
 
 
-def _receive(file: RemoteFile, stream: IO[bytes]) -> Iterator[int]:
+def _receive(file: RemoteFile, stream: BufferedRandom) -> Iterator[int]:
     """Write the response to one request, and yield the number of bytes of each chunk."""
     from huggingface_hub import constants
-    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+    from huggingface_hub.utils import (  # type: ignore[attr-defined] # not in an __all__
+        build_hf_headers,
+        get_session,
+        hf_raise_for_status,
+    )
 
     # A compressed response could not be resumed.
     headers = {**build_hf_headers(library_name="caldera"), "Accept-Encoding": "identity"}
@@ -120,7 +124,7 @@ def _receive(file: RemoteFile, stream: IO[bytes]) -> Iterator[int]:
                 return
 
 
-def _check_content(file: RemoteFile, stream: IO[bytes]) -> None:
+def _check_content(file: RemoteFile, stream: BufferedRandom) -> None:
     """Raise HubError, and remove the content, if it is not what the Hub lists, or only a pointer to it."""
     _reject_pointer(file, stream)
     is_sha256 = len(file.digest) == _SHA256_LENGTH
@@ -137,7 +141,7 @@ def _check_content(file: RemoteFile, stream: IO[bytes]) -> None:
         )
 
 
-def _reject_pointer(file: RemoteFile, stream: IO[bytes]) -> None:
+def _reject_pointer(file: RemoteFile, stream: BufferedRandom) -> None:
     """Raise HubError if the content is a pointer of git-lfs."""
     stream.seek(0)
     is_pointer = stream.read(len(_LFS_POINTER)) == _LFS_POINTER
@@ -150,7 +154,7 @@ def _reject_pointer(file: RemoteFile, stream: IO[bytes]) -> None:
         )
 
 
-def _empty(stream: IO[bytes]) -> None:
+def _empty(stream: BufferedRandom) -> None:
     """Remove the content."""
     stream.seek(0)
     stream.truncate()

@@ -1,7 +1,6 @@
 """Models from any path that means one: a model folder of caldera or llava-hf, a run's folder, or a name on the Hub."""
 
 import logging
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,7 +38,7 @@ def load_model(path: str | Path, dtype: torch.dtype = torch.float32) -> LlavaBun
     return with_weights(*open_model(path), dtype)
 
 
-def open_model(path: str | Path) -> tuple[LlavaBundle, Mapping[str, LazyWeight]]:
+def open_model(path: str | Path) -> tuple[LlavaBundle, dict[str, LazyWeight]]:
     """Open a model without reading the numbers of its weights.
 
     Returns:
@@ -60,11 +59,11 @@ def open_model(path: str | Path) -> tuple[LlavaBundle, Mapping[str, LazyWeight]]
     return assistant, weights
 
 
-def _open_foreign(folder: Path) -> tuple[LlavaBundle, Mapping[str, LazyWeight]]:
+def _open_foreign(folder: Path) -> tuple[LlavaBundle, dict[str, LazyWeight]]:
     """Open a llava-hf folder, or a known release in the layout of LLaVA's own code."""
     if not is_original(read_config(folder)):
         weight_files(folder)  # called for its error about folders without safetensors
     source = open_source(ImportRequest(source=folder, template=released_template(folder)))
     for note in source.notes:
         _log.info("%s: %s", folder, note)
-    return source.assistant, source.weights
+    return source.assistant, dict(source.weights)
