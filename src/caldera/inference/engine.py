@@ -29,6 +29,7 @@ from caldera.errors import (
     UsageError,
     check_ranges,
 )
+from caldera.formats.photo_warning import PhotoWarning
 from caldera.inference.attention_maps import AttentionMaps, compute_attention_maps
 from caldera.inference.choose_decoder import choose_decoder, pack_vision_weights
 from caldera.inference.packed_linear import Quantization
@@ -151,6 +152,7 @@ class Engine(AbstractContextManager["Engine"]):
         self.settings = settings or EngineConfig()
         self._compute = compute
         self._prompt_builder = PromptBuilder(assistant)
+        self._photo_warning = PhotoWarning(assistant.card.source_digests)
         # a tokenizer is used by one thread at a time
         self._tokenizer_lock = threading.Lock()
         decoder = choose_decoder(
@@ -194,6 +196,7 @@ class Engine(AbstractContextManager["Engine"]):
 
     def prepare_image(self, image: Image.Image, *, several: bool | None = None) -> ProcessedImage:
         """Preprocess a decoded RGB image; `several` is as for `process_image`. Thread-safe."""
+        self._photo_warning.check_image(image)
         return process_image(image, self._assistant.processor, several=several)
 
     def encode_views(self, pixels: Tensor) -> Tensor:

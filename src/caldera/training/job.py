@@ -46,6 +46,7 @@ from caldera.formats.assemble import add_special_tokens, with_image_aspect
 from caldera.formats.lora_adapter import digest_base, save_adapter
 from caldera.formats.metadata import read_metadata
 from caldera.formats.model_folder import load_model_folder, save_model_folder
+from caldera.formats.photo_warning import PhotoWarning
 from caldera.formats.weight_names import digest_weights
 from caldera.images.anyres import TileLayout, grid_pinpoints
 from caldera.images.decoding import DEFAULT_DECODING, TRUNCATED_NOTE, DecodingConfig
@@ -134,6 +135,8 @@ class TrainingJob:
                 return load_model_folder(self.out / "model"), None
             checkpoint = self._find_checkpoint(fingerprint)
             fingerprint.write(self.out)
+            images = [*dict.fromkeys(path for sample in samples for path in sample.images)]
+            PhotoWarning(assistant.card.source_digests).check_files(images, self.data.decoding)
             with deferred_signals() as request:
                 trained, result = self._train(assistant, samples, fingerprint.digest, checkpoint)
                 request.raise_if_requested(
