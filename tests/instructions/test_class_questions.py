@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ CLOTHING = {
 }
 
 
-def labeled(labels: list[tuple[str, ...]]) -> list[LabeledImage]:
+def labeled(labels: Sequence[tuple[str, ...]]) -> list[LabeledImage]:
     """Return an image for each group of labels."""
     return [LabeledImage(Path(f"{i}.jpg"), group, f"digest {i}") for i, group in enumerate(labels)]
 

@@ -18,7 +18,7 @@ The data are imported again by each start, which is deterministic; every other s
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -142,25 +142,20 @@ def _import(
     """Write the data of both stages, and the questions about the photos that are held out; log what is held out."""
     folder.mkdir(parents=True, exist_ok=True)
     training_split, test_split = usual_splits(photos) or (None, None)
-    split = recipe.split or training_split
-    options = {
-        "split": split,
-        "hold_out": recipe.hold_out or test_split or _HELD_OUT,
-        "phrases": None if recipe.phrases is None else Path(recipe.phrases),
-        "seed": recipe.seed,
-    }
+    options = ImportOptions(
+        split=recipe.split or training_split,
+        hold_out=recipe.hold_out or test_split or _HELD_OUT,
+        phrases=None if recipe.phrases is None else Path(recipe.phrases),
+        seed=recipe.seed,
+    )
     for stage, kinds in (("pretrain", "caption"), ("finetune", recipe.finetune_kinds)):
-        report = import_dataset(
-            "folders",
-            photos,
-            folder / f"{stage}.json",
-            ImportOptions(kinds=kinds, **options),
-            max_bad_fraction,
-        )
+        file = folder / f"{stage}.json"
+        chosen = replace(options, kinds=kinds)
+        report = import_dataset("folders", photos, file, chosen, max_bad_fraction)
     log.info(
         "%d photos%s to train on, %d others%s held out; classes: %s",
-        *(report.images, f" of {split}" if split else ""),
-        *(report.held_out_images, f" of {options['hold_out']}" if test_split else ""),
+        *(report.images, f" of {options.split}" if options.split else ""),
+        *(report.held_out_images, f" of {options.hold_out}" if test_split else ""),
         ", ".join(f"{label} {count}" for label, count in report.classes.most_common()),
     )
     return report
