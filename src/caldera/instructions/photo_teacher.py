@@ -21,6 +21,7 @@ from caldera.instructions.caption_agreement import (
     without_doubtful_counts,
 )
 from caldera.instructions.caption_questions import action_questions, situation_questions
+from caldera.instructions.caption_words import content_keys, word_key
 from caldera.instructions.coco_knowledge import FREQUENCIES, mentioned_categories
 from caldera.instructions.dialogues import Exchange, Kind, NothingToWrite
 from caldera.instructions.facts import Facts, derive_facts
@@ -167,7 +168,8 @@ class PhotoTeacher:
             raise NothingToWrite("a question about several images needs at least two")
         questions = self._questions_about_all(images)
         kept = [question for question in questions if _is_asked(question, rng)]
-        return (short_answers if rng.random() < 0.7 else sentence_answers)(shuffled(kept, rng))
+        kept = _one_for_each_object(shuffled(kept, rng))
+        return (short_answers if rng.random() < 0.7 else sentence_answers)(kept)
 
     def _questions_about_all(self, images: Sequence[AnnotatedImage]) -> list[Question]:
         """Return the questions that need several images; their forms are of as many images."""
@@ -211,6 +213,25 @@ def _is_asked(question: Question, rng: random.Random) -> bool:
     """Return whether to ask a question, so that answers that are often true are not asked for too often."""
     return rng.random() < _ASKED.get((question.form, question.short), 1.0)
 
+
+def _one_for_each_object(questions: Sequence[Question]) -> list[Question]:
+    """Return questions without those about an object of an earlier one: which image shows it, has more, how many."""
+    asked = set()
+    kept = []
+    for question in questions:
+        words = frozenset(content_keys(question.text)) - _ASKING_KEYS
+        if question.form.startswith(("which of", "more", "altogether")):
+            if words in asked:
+                continue
+            asked.add(words)
+        kept.append(question)
+    return kept
+
+
+_ASKING_KEYS = frozenset(
+    map(word_key, ("picture", "pictures", "show", "together", "more", "B", "many"))
+)
+"""Keys of the words of questions about several images that name no object."""
 
 _REASONS = {
     "reasoning": "nothing in the image gives a reason for a question",
