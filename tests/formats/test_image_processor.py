@@ -247,6 +247,59 @@ def test_every_class_is_read_back_from_its_own_file(tmp_path: Path, name: str) -
     torch.testing.assert_close(processor(image), views(own, image), atol=1e-6, rtol=0)
 
 
+TIMM = {
+    "input_size": [3, 14, 14], "crop_pct": 0.8, "interpolation": "bilinear", "mean": [0.5] * 3, "std": [0.25] * 3,
+}  # fmt: skip
+
+
+def timm_folder(folder: Path, changes: dict[str, object]) -> Path:
+    """Write the config of a timm tower."""
+    content = {"model_type": "timm_wrapper", "pretrained_cfg": {**TIMM, **changes}}
+    (folder / "config.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "resample", "description"),
+    [
+        ({}, 2, "resized to 17 along the shorter side, cropped to the center of 14 x 14"),
+        (
+            {"crop_mode": "squash", "crop_pct": 1.0, "interpolation": "bicubic"},
+            3,
+            "resized to 14 x 14 without keeping their proportions",
+        ),
+    ],
+)
+def test_the_evaluation_pixels_of_timm(
+    tmp_path: Path, changes: dict[str, object], resample: int, description: str
+) -> None:
+    """The settings of a timm tower are in its config."""
+    processor = load_processor(timm_folder(tmp_path, changes))
+    assert describe_pixels(processor) == description
+    assert (processor.resample, processor.mean, processor.std) == (
+        resample,
+        (0.5,) * 3,
+        (0.25,) * 3,
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"crop_mode": "squash"}, "crop_mode 'squash' with crop_pct 0.8 .*is not supported"),
+        ({"crop_mode": "border"}, "crop_mode 'border' .*is not supported"),
+        ({"input_size": [3, 14, 16]}, r"input_size \[3, 14, 16\] is not supported"),
+        ({"interpolation": "random"}, "RANDOM.* is missing"),
+    ],
+)
+def test_other_pixels_of_timm_are_rejected(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    """They are not guessed."""
+    with pytest.raises(ModelFormatError, match=message):
+        load_processor(timm_folder(tmp_path, changes))
+
+
 def test_every_towers_class_is_transformers() -> None:
     """A file that names no class gets the class that transformers finds for the tower."""
     for tower, name in CLASS_OF_TOWER.items():

@@ -1,7 +1,9 @@
 """Towers whose hidden states are maps: convolutional and hierarchical ones of every family give patches in order."""
 
+import json
 import math
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,7 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from caldera.errors import ModelFormatError
+from caldera.errors import ModelFormatError, UsageError
 from caldera.formats.assemble import assemble
 from caldera.formats.model_folder import load_model_folder, save_model_folder
 from caldera.images.anyres import ImageAspect
@@ -371,3 +373,22 @@ def test_weights_of_another_dtype_are_rejected(tmp_path: Path, language_folder: 
     save_file({**weights, name: weights[name].long()}, tmp_path / "m" / "model.safetensors")
     with pytest.raises(ModelFormatError, match=r"running_mean .* holds torch\.int64"):
         load_model_folder(tmp_path / "m")
+
+
+@pytest.mark.skipif(find_spec("timm") is not None, reason="timm is installed")
+def test_a_tower_of_timm_without_timm_names_the_package(
+    tmp_path: Path, language_folder: Path
+) -> None:
+    """With the command that installs it."""
+    timm = {
+        "input_size": [3, SIDE, SIDE],
+        "crop_pct": 1.0,
+        "interpolation": "bicubic",
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+    }
+    content = {"model_type": "timm_wrapper", "architecture": "resnet18", "pretrained_cfg": timm}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(UsageError, match=r"requires the timm library .*`pip install timm`"):
+        assemble(tmp_path, language_folder)

@@ -19,7 +19,13 @@ from transformers import (
 )
 
 from caldera.errors import ModelFormatError, UsageError
-from caldera.formats.config import CONFIG_ERRORS, build_on_meta_device, error_line, read_config
+from caldera.formats.config import (
+    CONFIG_ERRORS,
+    build_on_meta_device,
+    error_line,
+    missing_package,
+    read_config,
+)
 from caldera.formats.hub_models import source_name
 from caldera.formats.image_processor import load_processor
 from caldera.formats.tokenizer import add_image_token, image_token_id, load_tokenizer
@@ -159,6 +165,8 @@ def _load(folder: Path, factory: Any) -> PreTrainedModel:  # noqa: ANN401 - tran
         model, report = factory.from_pretrained(
             **source, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
+    except ImportError as error:
+        raise missing_package(folder, error) from None
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelFormatError(f"{folder} cannot be loaded: {reason}") from None

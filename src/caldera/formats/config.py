@@ -18,10 +18,10 @@ from transformers import (
     PreTrainedModel,
 )
 
-from caldera.errors import ModelFormatError
+from caldera.errors import ModelFormatError, UsageError
 
-_RUNS_CODE = ("auto_map", "trust_remote_code", "_attn_implementation_internal")
-"""Settings that make transformers run code from the folder."""
+_RUNS_CODE = ("auto_map", "trust_remote_code", "_attn_implementation_internal", "checkpoint_path")
+"""Settings that make transformers run code from the folder, or timm unpickle a file."""
 
 _MAX_VALUES = {
     "head_dim": 2**14,
@@ -92,6 +92,10 @@ def read_json(file: Path, *, required: bool = True) -> dict[str, Any]:
             raise ModelFormatError(
                 f"{file} has {name!r}, which would run code from the folder; rejected"
             )
+        if name == "architecture" and isinstance(value, str) and ":" in value:
+            raise ModelFormatError(
+                f"{file} has {name} {value!r}, a model in another place; only names of timm's own are accepted"
+            )
         if not _in_range(name, value):
             raise ModelFormatError(
                 f"{file} has {name} {value!r}; sizes are whole numbers from 1 to {_LIMITS[name]:,}"
@@ -150,15 +154,23 @@ def build_on_meta_device(
 
     Raises:
         ModelFormatError: The settings of the config contradict each other.
+        UsageError: The model needs a package that is not installed.
     """
     try:
         with torch.device("meta"):
             return factory.from_config(config)  # type: ignore[no-untyped-call]
+    except ImportError as error:
+        raise missing_package(config.model_type, error) from None
     except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelFormatError(
             f"transformers cannot build the {config.model_type!r} of the config: {reason}"
         ) from None
+
+
+def missing_package(model: object, error: ImportError) -> UsageError:
+    """Return the error for a model whose package, such as timm, is not installed; transformers names it."""
+    return UsageError(f"{model} cannot be built: {' '.join(str(error).split())}")
 
 
 CONFIG_ERRORS = (ValueError, TypeError, AttributeError, LookupError, StrictDataclassError)

@@ -88,7 +88,7 @@ _MAX_LENGTH = 2**14
 
 
 def load_processor(folder: Path, metadata: ModelMetadata | None = None) -> ImageProcessor:
-    """Read the image processor from `processor_config.json` or `preprocessor_config.json`.
+    """Read the image processor from `processor_config.json`, `preprocessor_config.json`, or timm's `config.json`.
 
     Args:
         folder: A model folder or a vision tower's.
@@ -148,13 +148,39 @@ def _read_file(folder: Path) -> tuple[Path, dict[str, Any]]:
     if isinstance(nested, dict):
         return file, nested
     file = folder / "preprocessor_config.json"
+    timm = read_json(folder / "config.json", required=False).get("pretrained_cfg")
+    if not file.is_file() and isinstance(timm, dict):
+        return folder / "config.json", timm
     if not file.is_file():
         raise ModelFormatError(f"{folder} has no preprocessor_config.json")
     return file, read_json(file)
 
 
+def _timm_settings(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of timm's evaluation as those of CLIP's class; what timm would fill in has to be there."""
+    _, height, width = content["input_size"]
+    fraction, mode = content["crop_pct"], content.get("crop_mode", "center")
+    whole = mode == "squash" and fraction == 1
+    if not (whole or mode == "center") or height != width:
+        raise ValueError(
+            f"crop_mode {mode!r} with crop_pct {fraction} and input_size {content['input_size']} is not supported"
+        )
+    square = {"height": height, "width": width}
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "size": square if whole else {"shortest_edge": math.floor(height / fraction)},
+        "crop_size": square,
+        "do_center_crop": not whole,
+        "image_mean": content["mean"],
+        "image_std": content["std"],
+        "resample": Image.Resampling[content["interpolation"].upper()],
+    }
+
+
 def _with_defaults(content: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Return settings with those that a file omits, as the class that it names has them."""
+    if "input_size" in content:
+        content = _timm_settings(content)
     tower = read_json(folder / "config.json", required=False).get("model_type")
     class_name = content.get("image_processor_type") or content.get("feature_extractor_type")
     name = class_name or CLASS_OF_TOWER.get(str(tower))

@@ -76,6 +76,14 @@ def test_a_folders_own_tower_is_used_only_if_it_was_trained(
         ({"mm_vision_select_layer": None}, "mm_vision_select_layer None"),
         ({"mm_hidden_size": None, "text_config": {}}, "layout .text_config."),
         ({"auto_map": {"AutoModel": "evil.Model"}}, "would run code"),
+        (
+            {"model_args": {"checkpoint_path": "evil.pth"}},
+            "'checkpoint_path', which would run code",
+        ),
+        (
+            {"architecture": "hf-hub:evil/model"},
+            "architecture 'hf-hub:evil/model', a model in another",
+        ),
         ({"hidden_size": -12}, "has hidden_size -12; sizes are whole numbers from 1"),
         ({"num_hidden_layers": 10**9}, "has num_hidden_layers 1000000000"),
         ({"n_layer": 10**9}, "has n_layer 1000000000; sizes are whole numbers"),
