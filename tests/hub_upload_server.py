@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 from urllib.parse import urlsplit
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 from huggingface_hub import ModelCard
 
 from tests.hub_server import TOKEN, Answer, HubServer, Repo, Request, error, git_digest, sha256
@@ -170,5 +170,5 @@ class UploadServer(HubServer):
         info = json.loads(answer.body)
         card = self.repos["model", info["id"]].commits[info["sha"]].get("README.md")
         if card is not None:
-            info["cardData"] = ModelCard(card.decode()).data.to_dict()
+            info["cardData"] = ModelCard(card.decode()).data.to_dict()  # type: ignore[no-untyped-call]
         return replace(answer, body=json.dumps(info).encode())

@@ -51,7 +51,8 @@ def save_sharded(folder: Path, assistant: LlavaBundle) -> Path:
     """Write a model folder whose weights are in three files, and return it."""
     save_model_folder(folder, assistant)
     weights = load_file(folder / "model.safetensors")
-    names, weight_map = sorted(weights), {}
+    names = sorted(weights)
+    weight_map: dict[str, str] = {}
     for number in range(3):
         file = f"model-0000{number + 1}-of-00003.safetensors"
         part = {name: weights[name] for name in names[number::3]}

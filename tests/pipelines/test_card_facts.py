@@ -2,26 +2,32 @@
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+import yaml  # type: ignore[import-untyped]
 from huggingface_hub import ModelCard
 
 from caldera.errors import InputError
 from caldera.export.model_card import CardFacts, HubCard, Parent, render_card
+from caldera.files.atomic import to_plain_json
 from caldera.formats.assemble import assemble
 from caldera.formats.importing.import_model import import_model
 from caldera.formats.importing.request import ImportRequest
 from caldera.formats.model_folder import save_model_folder
 from caldera.formats.weight_names import read_weights
 from caldera.model.bundle import LlavaBundle
+from caldera.overrides import apply_overrides
 from caldera.pipelines.card_facts import gather_facts
 from caldera.progress import NoProgress
+from caldera.recipes.registry import RECIPES
+from caldera.training.hyperparameters import FINETUNE
 from tests.published_run import ORIGIN, train_and_evaluate
 
 NUMBER = re.compile(r"(?<![\w.-])-?\d+(?:\.\d+)?(?:e-?\d+)?(?![\w])")
@@ -51,6 +57,12 @@ def read_card(name: str, revision: str) -> HubCard:
     """Return the cards of the two parents on the Hub."""
     assert revision == {"sight/tower": "a" * 40, "words/lm": "b" * 40}[name]
     return {"sight/tower": HubCard("mit"), "words/lm": HubCard("apache-2.0", ("en", "zh"))}[name]
+
+
+def metadata_of(card: str) -> dict[str, Any]:
+    """Return the YAML block of a card, read by the Hub's own library."""
+    metadata: dict[str, Any] = ModelCard(card).data.to_dict()  # type: ignore[no-untyped-call]
+    return metadata
 
 
 def values_in(value: object) -> Iterator[float]:
@@ -95,8 +107,7 @@ def test_every_number_of_a_card_is_in_a_file(model: Path) -> None:
 
 def test_metadata_of_a_card_is_what_the_hub_expects(model: Path) -> None:
     """Parents, data sets, license, languages and scores are in the YAML block, which the Hub's own reader accepts."""
-    card = ModelCard(render_card(gather_facts(model, "workshop/assistant", (), read_card)))
-    data: dict[str, Any] = card.data.to_dict()
+    data = metadata_of(render_card(gather_facts(model, "workshop/assistant", (), read_card)))
     assert data["base_model"] == ["sight/tower", "words/lm"]
     assert data["datasets"] == [ORIGIN.dataset]
     assert (data["license"], data["license_name"]) == ("other", "licenses-of-the-parents")
@@ -104,11 +115,12 @@ def test_metadata_of_a_card_is_what_the_hub_expects(model: Path) -> None:
     assert (data["pipeline_tag"], data["library_name"]) == ("image-text-to-text", "transformers")
     assert "caldera" in data["tags"]
     headline = json.loads((model.parent / "evaluation" / "results.json").read_text())["headline"]
-    [result] = card.data.eval_results
-    assert card.data.model_name == "assistant"
-    assert result.metric_value == round(headline["value"], 2)
-    assert result.metric_args["low"] == headline["low"]
-    assert result.metric_args["method"] == headline["method"]
+    [index] = data["model-index"]
+    assert index["name"] == "assistant"
+    [metric] = index["results"][0]["metrics"]
+    assert metric["value"] == round(headline["value"], 2)
+    assert metric["args"]["low"] == headline["low"]
+    assert metric["args"]["method"] == headline["method"]
 
 
 def test_a_card_has_no_path_of_this_machine(model: Path, tmp_path: Path) -> None:
@@ -125,9 +137,41 @@ def test_a_card_names_the_commands_of_its_training(model: Path) -> None:
     """They have the recorded names, and each setting that is not the default."""
     [command] = gather_facts(model, "workshop/assistant", (), read_card).commands
     assert command.startswith("caldera train finetune --model MODEL --data talks.json --out ")
-    stage = json.loads((model.parent / "stage.json").read_text())
-    assert f"--set batch_size={stage['batch_size']}" in command
     assert "--lora" not in command
+    stage = json.loads((model.parent / "stage.json").read_text())
+    assert to_plain_json(asdict(apply_overrides(FINETUNE, settings_in(command)))) == stage
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("demo", ("finetune.max_steps=2", "scenes.train=24", "finetune.betas=(0.9, 0.98)")),
+        ("llava_15_7b_lora", ("finetune.lora.rank=64", "pretrain.aspect=pad", "aspect=pad")),
+        ("llava_15_7b_lora", ("finetune.lora=none",)),
+    ],
+)
+def test_the_command_of_a_recipe_has_every_change(
+    assistant: LlavaBundle, tmp_path: Path, name: str, changes: tuple[str, ...]
+) -> None:
+    """Applied to the recipe, the settings in the command give those of the run."""
+    recipe = apply_overrides(RECIPES[name](), changes)
+    stored = to_plain_json(asdict(recipe))
+    (tmp_path / "recipe.json").write_text(json.dumps(stored))
+    stages = {stage.name: stored[stage.name] for stage in recipe.stages}
+    card = assistant.card.model_copy(update={"stage": "finetune", "recipe": stages})
+    save_model_folder(tmp_path / "model", replace(assistant, card=card))
+    facts = gather_facts(tmp_path / "model", "workshop/assistant")
+    [command] = facts.commands
+    kind = "demo --recipe" if name == "demo" else "train recipe"
+    assert command.startswith(f"caldera {kind} {name} ")
+    assert apply_overrides(RECIPES[name](), settings_in(command)) == recipe
+    assert any("drawings" in limit for limit in facts.limits) == (name == "demo")
+
+
+def settings_in(command: str) -> list[str]:
+    """Return the values of `--set` in a command, as a shell splits it."""
+    words = shlex.split(command)
+    return [value for option, value in pairwise(words) if option == "--set"]
 
 
 def test_what_is_not_recorded_is_unknown(assistant: LlavaBundle, tmp_path: Path) -> None:
@@ -135,7 +179,7 @@ def test_what_is_not_recorded_is_unknown(assistant: LlavaBundle, tmp_path: Path)
     card = assistant.card.model_copy(update={"sources": {"vision": "my-tower"}})
     save_model_folder(tmp_path / "model", replace(assistant, card=card))
     text = render_card(gather_facts(tmp_path / "model", "workshop/assistant"))
-    data = ModelCard(text).data.to_dict()
+    data = metadata_of(text)
     assert data["license"] == "unknown"
     assert not {"base_model", "datasets", "language", "model-index", "model_name"} & data.keys()
     assert "At least one license is unknown" in text
@@ -153,7 +197,7 @@ def test_a_license_is_unknown_where_a_parent_cannot_be_asked(model: Path) -> Non
         return HubCard("mit") if name == "sight/tower" else HubCard()
 
     text = render_card(gather_facts(model, "workshop/assistant", (), read_one))
-    assert ModelCard(text).data.to_dict()["license"] == "unknown"
+    assert metadata_of(text)["license"] == "unknown"
     assert "| unknown |" in text
 
 
@@ -225,7 +269,7 @@ def test_a_model_that_transformers_cannot_load_has_no_such_code(
         in text
     )
     assert "```python" not in text
-    assert ModelCard(text).data.to_dict()["library_name"] == "caldera"
+    assert metadata_of(text)["library_name"] == "caldera"
 
 
 def test_names_with_marks_of_tables_and_yaml_stay_text(model: Path) -> None:

@@ -137,7 +137,8 @@ def check_repo_id(text: str) -> str:
     Raises:
         UsageError: It is none.
     """
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined] # not in its __all__
 
     try:
         validate_repo_id(text)
@@ -156,7 +157,8 @@ def read_hub_card(repo_id: str, revision: str) -> HubCard:
     except HubError as error:
         log.warning("%s; so the card calls it unknown", error)
         return HubCard()
-    data = info.card_data.to_dict() if info.card_data else {}
+    card: Any = info.card_data
+    data = card.to_dict() if card else {}
     languages = data.get("language") or ()
     return HubCard(
         license=data.get("license_name") or data.get("license"),

@@ -137,7 +137,7 @@ def _parents(
         elif recorded in PYPI_MODELS:
             parent = _packaged(PYPI_MODELS[recorded][0].replace("_", "-"), recorded)
         elif "@" in recorded:
-            parent = _on_hub(*recorded.rsplit("@", 1), read_hub_card)
+            parent = _on_hub(recorded, read_hub_card)
         elif key in metadata.sources:
             parent = Parent(name=recorded, home="a folder")
         else:
@@ -146,8 +146,9 @@ def _parents(
         yield replace(parent, role=_ROLES.get(key, key), sha256=digest, languages=languages)
 
 
-def _on_hub(name: str, revision: str, read_hub_card: ReadHubCard | None) -> Parent:
-    """Return what is known of a model on the Hub."""
+def _on_hub(pinned: str, read_hub_card: ReadHubCard | None) -> Parent:
+    """Return what is known of a model on the Hub, ORG/NAME@COMMIT."""
+    name, _, revision = pinned.partition("@")
     card = read_hub_card(name, revision) if read_hub_card else HubCard()
     return Parent(
         name=name,
@@ -166,7 +167,8 @@ def _packaged(package: str, name: str) -> Parent:
         installed = distribution(package)
     except PackageNotFoundError:
         return Parent(name=name, home=home)
-    stated = installed.metadata.get("License-Expression") or installed.metadata.get("License") or ""
+    fields = [installed.metadata.get_all(key) for key in ("License-Expression", "License")]
+    stated = next((values[0] for values in fields if values), "")
     source = "metadata of the package"
     if stated in ("", "UNKNOWN") or "\n" in stated:
         text = installed.read_text("LICENSE") or ""

@@ -53,7 +53,7 @@ def prepare_publication(path: str, repo_id: str, results: Sequence[Path] = ()) -
 def _read_card(file: Path) -> str:
     """Return a user's card; raise InputError if its metadata is no YAML."""
     from huggingface_hub import ModelCard
-    from yaml import YAMLError
+    from yaml import YAMLError  # type: ignore[import-untyped]
 
     try:
         card = file.read_text("utf-8")
