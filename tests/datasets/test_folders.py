@@ -110,7 +110,10 @@ def test_a_split_is_held_out(tmp_path: Path) -> None:
     options = ImportOptions(split="train", hold_out="test")
     report = import_dataset("folders", tmp_path, tmp_path / "a.json", options)
     assert (report.images, report.held_out_images) == (6, 5)
-    assert report.fixes["image that is also held out not used for training"] == 1
+    assert report.fixes == {"image that is also held out not used for training": 1}
+    write_image(tmp_path / "test" / "scarf" / "0.png", 99)
+    report = import_dataset("folders", tmp_path, tmp_path / "a.json", options)
+    assert report.fixes["held-out image of a class that no training image has"] == 1
 
 
 @pytest.mark.parametrize("count", ["25", "100"])

@@ -101,6 +101,9 @@ def _split(
             training.changes["image that is also held out not used for training"] += repeated
         training.images = training_images
         training.total += held_out.total
+        classes = training.num_images
+        if unknown := sum(not classes.keys() >= set(image.labels) for image in held_out.images):
+            training.changes["held-out image of a class that no training image has"] += unknown
         return training, held_out.images
     held_out_digests = _choose_held_out(training.images, int(options.hold_out), options.seed)
     held_out_images = [image for image in training.images if image.digest in held_out_digests]
