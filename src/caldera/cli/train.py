@@ -170,9 +170,10 @@ def finetune(
     stage = apply_overrides(FINETUNE_LORA if lora else FINETUNE, settings or ())
     options = read_options_from(images, images_from, ignore_field, image_limit, allow_truncated)
     records = _read_data(data, options, max_bad_fraction)
+    from caldera.formats.hub_models import pinned_folders
     from caldera.formats.open_model import load_model
 
-    start = load_model(model)
+    start = load_model(*pinned_folders(model, file=out / "hub.json"))
     runtime = runtime_from(device, dtype, workers)
     _train(stage, start, records, out, runtime, resume=resume)
 

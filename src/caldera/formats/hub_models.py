@@ -7,8 +7,10 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from caldera.files.atomic import write_json
 from caldera.files.hub import HubFile, HubName, download, find_snapshot, hub_source, parse_hub_name
 from caldera.files.hub_errors import HubError
+from caldera.formats.config import read_json
 from caldera.formats.safetensors_files import INDEX, WEIGHTS
 from caldera.formats.weight_files import TORCH_INDEX, TORCH_WEIGHTS
 from caldera.progress import default_progress
@@ -101,6 +103,20 @@ def local_folders(*paths: str | Path) -> list[Path]:
         snapshots[name].folder if name else Path(path)
         for name, path in zip(names, paths, strict=True)
     ]
+
+
+def pinned_folders(*paths: str | Path, file: Path) -> list[Path]:
+    """Return folders as `local_folders` does, at the commits in a run's file; those it lacks are added to it."""
+    pins = read_json(file, required=False)
+    folders = local_folders(*(pins.get(str(path), path) for path in paths))
+    sources = {
+        path: hub_source(folder)
+        for path, folder in zip(paths, folders, strict=True)
+        if isinstance(path, str) and parse_hub_name(path)
+    }
+    if sources.keys() - pins.keys():
+        write_json(file, pins | sources)
+    return folders
 
 
 def source_name(folder: Path) -> str:

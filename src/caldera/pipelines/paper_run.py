@@ -21,6 +21,7 @@ from caldera.errors import UsageError
 from caldera.files.atomic import lock_folder
 from caldera.files.skipped_items import SkippedItems
 from caldera.formats.assemble import assemble
+from caldera.formats.hub_models import pinned_folders
 from caldera.formats.open_model import load_model
 from caldera.model.bundle import LlavaBundle
 from caldera.model.lora import target_layers
@@ -109,7 +110,7 @@ def run_paper_recipe(
 def _initial_model(recipe: PaperRecipe, inputs: UserInputs, out: Path) -> LlavaBundle:
     """Load the model of an earlier stage 1, or join the two towers with a fresh projector."""
     if inputs.stage1_model:
-        assistant = load_model(inputs.stage1_model)
+        assistant = load_model(*pinned_folders(inputs.stage1_model, file=out / "hub.json"))
         for name in ("projector", "vision_feature_layer"):
             actual, expected = getattr(assistant.card, name), getattr(recipe, name)
             if actual != expected:

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from caldera.errors import UnknownNameError, UsageError
-from caldera.files.atomic import write_json
-from caldera.files.hub import hub_source, parse_hub_name
+from caldera.files.hub import parse_hub_name
 from caldera.scenes.backbones import BACKBONES, find_backbone
 
 _CLIP_LARGE = {
@@ -116,9 +115,6 @@ PYPI_MODELS: dict[str, tuple[str, str]] = {
 DELTAS = ("lmsys/vicuna-7b-delta-v0", "lmsys/vicuna-13b-delta-v0")
 """Differences to the first LLaMA, which is not public: no language models by themselves."""
 
-_PINS_FILE = "hub.json"
-"""Names on the Hub that a run uses, each with its commit, which a resumed run takes again."""
-
 
 def resolve_tower(name: str, work: Path) -> Path:
     """Return a tower's folder, as `resolve_towers` does."""
@@ -140,21 +136,11 @@ def resolve_towers(*names: str, work: Path) -> list[Path]:
         HubError: A repository or a file of it cannot be used.
         OutputError: The disk has too little space.
     """
-    from caldera.formats.hub_models import local_folders
+    from caldera.formats.hub_models import pinned_folders
 
     for name in names:
         check_tower(name)
-    file = work / _PINS_FILE
-    pins: dict[str, str] = json.loads(file.read_text()) if file.is_file() else {}
-    folders = local_folders(*(pins.get(name) or _local_tower(name, work) for name in names))
-    sources = {
-        name: source
-        for name, folder in zip(names, folders, strict=True)
-        if parse_hub_name(name) and (source := hub_source(folder))
-    }
-    if sources.keys() - pins.keys():
-        write_json(file, pins | sources)
-    return folders
+    return pinned_folders(*(_local_tower(name, work) for name in names), file=work / "hub.json")
 
 
 def _local_tower(name: str, work: Path) -> str | Path:
