@@ -25,8 +25,8 @@ def rows(tmp_path: Path) -> Path:
 
 
 def test_importers_have_exact_names() -> None:
-    """There are five; the error for a wrong name suggests the nearest."""
-    assert list(IMPORTERS) == ["llava", "vqa", "scienceqa", "captions", "coco"]
+    """There are six; the error for a wrong name suggests the nearest."""
+    assert list(IMPORTERS) == ["llava", "vqa", "scienceqa", "captions", "coco", "folders"]
     with pytest.raises(UnknownNameError, match="no importer is called 'vqav2'; did you mean 'vqa'"):
         import_dataset("vqav2", Path("x"), Path("y.json"), ImportOptions())
 
