@@ -110,6 +110,7 @@ DATA = {
     "src/caldera/scenes/": "captions and object names of drawn scenes are training data",
     "src/caldera/annotations/noun_phrases.py": "words of captions that separate noun phrases",
     "src/caldera/datasets/statistics.py": "nouns of answers that name no object",
+    "src/caldera/datasets/imbalances.py": "words of questions",
     "src/caldera/evaluation/benchmarks/": "prompts and file formats are the benchmarks' own",
     "src/caldera/evaluation/judging/": "judge prompts are LLaVA's and Vicuna's own",
     "src/caldera/evaluation/vqa_accuracy.py": "contractions are the official evaluator's own",

@@ -29,13 +29,13 @@ def test_a_share_of_yes_is_reported_if_it_is_no_chance(share: float, is_reported
         ("Yes, there is one." if index % 2 else "yes") for index in range(round(1000 * share))
     ]
     answers += ["No."] * (1000 - len(answers))
-    found = counted(
+    imbalances = counted(
         (f"Is there a thing {index}?\n{SHORT_ANSWER}", text) for index, text in enumerate(answers)
     )
-    assert bool(found) == is_reported
-    if found:
-        assert f"yes {round(1000 * share)} ({share:.0%})" in found[0].what
-        assert "add questions with the other answer" in found[0].advice
+    assert bool(imbalances) == is_reported
+    if imbalances:
+        assert f"yes {round(1000 * share)} ({share:.0%})" in imbalances[0].finding
+        assert "add questions with the other answer" in imbalances[0].advice
 
 
 def test_few_answers_are_no_evidence() -> None:
@@ -59,12 +59,12 @@ def test_few_answers_are_no_evidence() -> None:
 def test_the_place_of_the_right_option_is_counted(question: str, first: str, second: str) -> None:
     """Of two options the second one is right in 55 of 77 questions, as in data of this project once."""
     answers = [first] * 22 + [second] * 55
-    found = counted((question.format(index), answer) for index, answer in enumerate(answers))
-    assert found[0].what == (
+    imbalances = counted((question.format(index), answer) for index, answer in enumerate(answers))
+    assert imbalances[0].finding == (
         "the answers to 77 questions 'A or B' are out of balance: first 22 (29%), second 55 (71%)"
     )
     balanced = counted((question.format(index), (first, second)[index % 2]) for index in range(77))
-    assert not any("A or B" in item.what for item in balanced)
+    assert not any("A or B" in item.finding for item in balanced)
 
 
 @pytest.mark.parametrize("form", ["{}", "{}.", "({})", "The answer is {}.", "{}. a thing"])
@@ -73,11 +73,11 @@ def test_letters_are_counted_by_the_number_of_choices(form: str) -> None:
     rng = random.Random(0)
     choices = "\nA. a thing\nB. another\nC. a third\n" + LETTER_PROMPT
     biased = [form.format("C" if rng.random() < 0.5 else rng.choice("AB")) for _ in range(400)]
-    [found] = counted((f"What is {index}?{choices}", text) for index, text in enumerate(biased))
-    assert found.what.startswith(
+    [imbalance] = counted((f"What is {index}?{choices}", text) for index, text in enumerate(biased))
+    assert imbalance.finding.startswith(
         "the answers to 400 questions with 3 choices are out of balance: A "
     )
-    assert found.advice == "shuffle the choices of each question"
+    assert imbalance.advice == "shuffle the choices of each question"
     equal = [form.format("ABC"[index % 3]) for index in range(400)]
     assert not counted((f"What is {index}?{choices}", text) for index, text in enumerate(equal))
 
@@ -85,8 +85,8 @@ def test_letters_are_counted_by_the_number_of_choices(form: str) -> None:
 def test_an_answer_that_dominates_a_question_is_reported() -> None:
     """'What sport is this?' is answered in the same way for 90 of 100 images."""
     answers = ["tennis"] * 90 + ["golf"] * 10
-    [found] = counted(("What sport is this?", answer) for answer in answers)
-    assert found.what == (
+    [imbalance] = counted(("What sport is this?", answer) for answer in answers)
+    assert imbalance.finding == (
         "1 repeated question is nearly always answered alike: "
         "'what sport is this?' is answered 'tennis' 90 of 100 times"
     )
@@ -102,9 +102,11 @@ def test_questions_in_other_words_about_one_image_are_reported() -> None:
     )
     names = [f"thing{index}" for index in range(20)]
     exchanges = [(text.format(name), "left") for name in names for text in wordings]
-    [found] = counted(exchanges, same_image=True)
-    assert found.what.startswith("20 of 60 questions repeat another one about the same image")
-    assert "'In which part of the picture is the thing0?'" in found.what
+    [imbalance] = counted(exchanges, same_image=True)
+    assert imbalance.finding.startswith(
+        "20 of 60 questions repeat another one about the same image"
+    )
+    assert "'In which part of the picture is the thing0?'" in imbalance.finding
     assert not counted(exchanges)
 
 
@@ -123,9 +125,9 @@ def test_a_frequent_long_answer_is_reported() -> None:
     """Refusals and boilerplate stand out among a thousand answers; `data balance` is named for captions."""
     answers = ["I am sorry, but I cannot help with that."] * 50
     answers += [f"The picture shows thing number {index} on a table." for index in range(950)]
-    [found] = counted((f"What is {index}?", text) for index, text in enumerate(answers))
-    assert "50 x 'I am sorry, but I cannot help with that.'" in found.what
-    assert "data balance" in found.advice
+    [imbalance] = counted((f"What is {index}?", text) for index, text in enumerate(answers))
+    assert "50 x 'I am sorry, but I cannot help with that.'" in imbalance.finding
+    assert "data balance" in imbalance.advice
 
 
 def test_text_only_records_are_counted() -> None:
@@ -134,4 +136,4 @@ def test_text_only_records_are_counted() -> None:
     turns = (Turn("user", ("Why?",)), Turn("assistant", ("So.",)))
     for _ in range(30):
         counts.add(Conversation("x", turns))
-    assert [item.what[:19] for item in counts.imbalances()] == ["1 repeated question"]
+    assert [item.finding[:19] for item in counts.imbalances()] == ["1 repeated question"]

@@ -43,9 +43,9 @@ def random_image(number: int) -> AnnotatedImage:
         for _ in range(count):
             left, top = rng.uniform(0, 0.7), rng.uniform(0, 0.7)
             boxes.append(Instance(name, Box(left, top, left + 0.25, top + 0.25)))
-    named = [count_phrase(count, name) for name, count in counts.items()]
+    phrases = [count_phrase(count, name) for name, count in counts.items()]
     captions = tuple(
-        sentence(join_with_and(rng.sample(named, rng.randint(1, len(named))))) for _ in range(5)
+        sentence(join_with_and(rng.sample(phrases, rng.randint(1, len(phrases))))) for _ in range(5)
     )
     return AnnotatedImage(
         f"i{number}", Path(f"/images/{number}.jpg"), 640, 480, captions, tuple(boxes)
@@ -125,7 +125,7 @@ def test_no_letter_is_favored() -> None:
 
 def test_no_question_is_asked_twice() -> None:
     """Over all records about an image, presence, number, place and relation of an object are asked once."""
-    asked: dict[str, Counter[object]] = defaultdict(Counter)
+    questions: dict[str, Counter[object]] = defaultdict(Counter)
     for kind in ("vqa", "conversation"):
         for [image], exchanges in exchanges_of(kind, 120):
             for exchange in exchanges:
@@ -137,8 +137,8 @@ def test_no_question_is_asked_twice() -> None:
                 axis = (
                     "down" if re.search("above|below", text) else "across" if "left" in text else ""
                 )
-                asked[image.id][form, axis, names] += 1
-    counts = Counter(count for forms in asked.values() for count in forms.values())
+                questions[image.id][form, axis, names] += 1
+    counts = Counter(count for forms in questions.values() for count in forms.values())
     assert counts[1] > 900
     assert set(counts) == {1}
 
@@ -157,7 +157,7 @@ def test_a_caption_answers_one_record_only(third_party: Path) -> None:
 
 
 def test_reasoning_needs_a_reason(third_party: Path) -> None:
-    """Most photos give one, not all; questions differ, none is answered yes or no, and what is seen is named."""
+    """Most photos give one, not all; questions differ, none is answered yes or no, and what is seen is phrases."""
     coco = read_coco(third_party / "coco_mini", SkippedItems())
     teacher = PhotoTeacher(coco.categories)
     questions: Counter[str] = Counter()

@@ -44,7 +44,7 @@ _YES_NO = re.compile(r"^\s*(yes|no)\b", re.IGNORECASE)
 _OPTIONS = re.compile(r"([^\W_]+)\"?,? or ([^?]+)\?")
 
 _OPTION_STARTS = word_set("a an the to in on at of it is are this that")
-"""Words before the one that tells an option: 'to the left'."""
+"""Words before the one that distinguishes an option: 'to the left'."""
 
 _ASKING = word_set(
     """
@@ -61,7 +61,7 @@ _FORMS = (("how many", "count"), ("where", "place"), ("in which part", "place"),
 class Imbalance:
     """Something that a model could learn in place of the content of images."""
 
-    what: str
+    finding: str
     """What was counted, with counts."""
 
     advice: str
@@ -69,7 +69,7 @@ class Imbalance:
 
     def __str__(self) -> str:
         """Return both as one line."""
-        return f"{self.what}; {self.advice}"
+        return f"{self.finding}; {self.advice}"
 
 
 @dataclass(slots=True)
@@ -91,11 +91,11 @@ class AnswerCounts:
     num_questions: int = 0
     """Number of questions about an image."""
 
-    asked: Counter[int] = field(default_factory=Counter)
+    question_counts: Counter[int] = field(default_factory=Counter)
     """Times that a question is asked about an image, by a digest of both; wordings with the same content are one."""
 
     examples: dict[int, str] = field(default_factory=dict)
-    """Text of the questions of `asked` that were asked twice."""
+    """Text of the questions of `question_counts` that were asked twice."""
 
     def add(self, conversation: Conversation) -> None:
         """Count the exchanges of a record."""
@@ -125,8 +125,8 @@ class AnswerCounts:
         if images:
             self.num_questions += 1
             key = _question_key(images, question)
-            self.asked[key] += 1
-            if self.asked[key] == 2 and len(self.examples) < _MAX_EXAMPLES:
+            self.question_counts[key] += 1
+            if self.question_counts[key] == 2 and len(self.examples) < _MAX_EXAMPLES:
                 self.examples[key] = question.replace("\n", " ")
 
     def imbalances(self) -> list[Imbalance]:
@@ -134,16 +134,16 @@ class AnswerCounts:
         return [
             *_share_imbalances(
                 "yes-or-no questions", self.yes_no, ("yes", "no"),
-                "a model learns to say it blindly: add questions with the other answer, or remove some",
+                "a model learns it without the images: add questions with the other answer, or remove some",
             ),
             *_share_imbalances(
                 "questions 'A or B'", self.options, ("first", "second"),
                 "swap the two options in half of the questions",
             ),
             *(
-                found
+                imbalance
                 for size, counts in sorted(self.letters.items())
-                for found in _share_imbalances(
+                for imbalance in _share_imbalances(
                     f"questions with {size} choices", counts, tuple("ABCDEFGH"[:size]),
                     "shuffle the choices of each question",
                 )
@@ -155,29 +155,30 @@ class AnswerCounts:
 
     def _dominated(self) -> list[Imbalance]:
         """Return the questions that are mostly answered in the same way."""
-        found = []
+        dominated = []
         for question, counts in self.answers.items():
             answer, count = counts.most_common(1)[0]
             if counts.total() >= _MIN_ASKED and count > _MAX_DOMINANCE * counts.total():
-                found.append((counts.total(), count, question, answer))
-        if not found:
+                dominated.append((counts.total(), count, question, answer))
+        if not dominated:
             return []
-        found.sort(reverse=True)
+        dominated.sort(reverse=True)
         examples = ", ".join(
             f"{_shorten(question)!r} is answered {_shorten(answer)!r} {count:,} of {total:,} times"
-            for total, count, question, answer in found[:_MAX_EXAMPLES]
+            for total, count, question, answer in dominated[:_MAX_EXAMPLES]
         )
         advice = "its answer needs no image: ask it about other images too, or of fewer"
-        plural = "question is" if len(found) == 1 else "questions are"
+        plural = "question is" if len(dominated) == 1 else "questions are"
         return [
             Imbalance(
-                f"{len(found):,} repeated {plural} nearly always answered alike: {examples}", advice
+                f"{len(dominated):,} repeated {plural} nearly always answered alike: {examples}",
+                advice,
             )
         ]
 
     def _duplicates(self) -> list[Imbalance]:
         """Return how many questions repeat another one about the same image."""
-        repeated = sum(count - 1 for count in self.asked.values() if count > 1)
+        repeated = sum(count - 1 for count in self.question_counts.values() if count > 1)
         if repeated <= _MAX_DUPLICATES * self.num_questions or repeated < _MIN_REPEATED:
             return []
         examples = ", ".join(repr(_shorten(text)) for text in self.examples.values())
@@ -192,17 +193,19 @@ class AnswerCounts:
     def _repeated(self) -> list[Imbalance]:
         """Return the long answers that are given very often."""
         limit = max(_MIN_REPEATED, _MAX_REPEATED_SHARE * self.num_long)
-        found = [
+        frequent = [
             (answer, count) for answer, count in self.long_answers.most_common() if count > limit
         ]
-        if not found:
+        if not frequent:
             return []
         examples = ", ".join(
-            f"{count:,} x {_shorten(answer)!r}" for answer, count in found[:_MAX_EXAMPLES]
+            f"{count:,} x {_shorten(answer)!r}" for answer, count in frequent[:_MAX_EXAMPLES]
         )
         advice = "remove most of them; of captions, `caldera data balance` keeps at most a hundred for each noun phrase"
-        plural = "answer of several words is" if len(found) == 1 else "answers of several words are"
-        return [Imbalance(f"{len(found):,} {plural} very frequent: {examples}", advice)]
+        plural = (
+            "answer of several words is" if len(frequent) == 1 else "answers of several words are"
+        )
+        return [Imbalance(f"{len(frequent):,} {plural} very frequent: {examples}", advice)]
 
 
 def _share_imbalances(
@@ -241,7 +244,7 @@ def _named_option(question: str, answer: str) -> str | None:
     if second is None:
         return None
     words = _WORD.findall(answer)
-    named = [
+    options = [
         name
         for name, option in (("first", first), ("second", second))
         if any(
@@ -249,7 +252,7 @@ def _named_option(question: str, answer: str) -> str | None:
             for word in words
         )
     ]
-    return named[0] if len(named) == 1 else None
+    return options[0] if len(options) == 1 else None
 
 
 def _is_letter(word: str) -> bool:
@@ -268,7 +271,7 @@ def _question_key(images: str, question: str) -> int:
     elif form == "which":
         form = "what"
     content = {singular(word) for word in words if word not in _ASKING}
-    # Other function words tell questions apart: 'left of', 'above', 'on', 'with'.
+    # Other function words distinguish questions: 'left of', 'above', 'on', 'with'.
     key = f"{images}\n{form}\n{' '.join(sorted(content)) or text}"
     return int.from_bytes(
         hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()

@@ -1,4 +1,4 @@
-"""HTML page that shows images beside their records, to read before training."""
+"""HTML page of images next to their records, to read before training."""
 
 import hashlib
 import heapq
@@ -33,7 +33,7 @@ _SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class RecordsPageReport:
-    """What a page shows of a data file."""
+    """Counts of a page, and the imbalances of its data file."""
 
     records: int
     total: int
@@ -112,19 +112,19 @@ def write_records_page(
     overview = _overview(file, skipped, options, limit, seed)
     skipped.raise_if_over_limit(overview.total + len(skipped.items))
     chosen = {key for _, key in overview.chosen}
-    cards: dict[str, list[Conversation]] = defaultdict(list)
+    conversations_by_key: dict[str, list[Conversation]] = defaultdict(list)
     for conversation in iter_conversations(file, SkippedItems(1.0), options):
         if (key := _card_key(conversation)) in chosen:
-            cards[key].append(conversation)
+            conversations_by_key[key].append(conversation)
     root = options.images or file.parent
-    shown = [_card(conversations, root, options) for conversations in cards.values()]
-    records = [record for card in shown for record in card.records]
+    cards = [_card(conversations, root, options) for conversations in conversations_by_key.values()]
+    records = [record for card in cards for record in card.records]
     imbalances = overview.answers.imbalances()
     text = render_page(
         "caldera.datasets",
         "records.html",
         title=file.name,
-        cards=shown,
+        cards=cards,
         num_records=len(records),
         total=overview.total,
         kinds=overview.kinds.most_common(),
@@ -141,7 +141,7 @@ def write_records_page(
     return RecordsPageReport(
         records=len(records),
         total=overview.total,
-        images=sum(len(card.images) for card in shown),
+        images=sum(len(card.images) for card in cards),
         problems=sum(bool(record.problems) for record in records),
         skipped=len(skipped.items),
         imbalances=imbalances,
@@ -153,16 +153,16 @@ def _overview(
 ) -> _Overview:
     """Count the records of a file, and choose the cards with the smallest digests of key and seed."""
     overview = _Overview()
-    known: set[str] = set()
+    seen_keys: set[str] = set()
     for conversation in iter_conversations(file, skipped, options):
         overview.total += 1
         overview.kinds[kind_of_record(conversation.id)] += 1
         overview.sources[_source(conversation)] += 1
         overview.answers.add(conversation)
         key = _card_key(conversation)
-        if key in known:
+        if key in seen_keys:
             continue
-        known.add(key)
+        seen_keys.add(key)
         digest = hashlib.blake2b(f"{seed} {key}".encode("utf-8", "surrogatepass"), digest_size=8)
         entry = (-int.from_bytes(digest.digest()), key)
         if len(overview.chosen) < limit:

@@ -161,7 +161,7 @@ class DatasetStatistics:
             },
             "short answers": dict(self.short_answers.most_common(50)),
             "kinds": {name: kind.as_dict() for name, kind in self.kinds.items()},
-            "imbalances": [asdict(found) for found in self.answer_counts.imbalances()],
+            "imbalances": [asdict(item) for item in self.answer_counts.imbalances()],
         }
 
 

@@ -86,15 +86,9 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         """Check every setting."""
-        check_ranges(
-            self,
-            {
-                "slots": "[1, inf]",
-                "max_waiting": "[0, inf]",
-                "prefill_chunk_size": "[1, inf]",
-                "prefix_cache_bytes": "[0, inf]",
-            },
-        )
+        at_least_one = dict.fromkeys(("slots", "prefill_chunk_size"), "[1, inf]")
+        at_least_zero = dict.fromkeys(("max_waiting", "prefix_cache_bytes"), "[0, inf]")
+        check_ranges(self, {**at_least_one, **at_least_zero})
         if self.quantization not in get_args(Quantization):
             raise UnknownNameError("quantization", str(self.quantization), get_args(Quantization))
 

@@ -1,4 +1,4 @@
-"""Captions of one image in, what several of them say out, in their own phrases.
+"""Statements on which several captions of an image agree, in their own phrases.
 
 A word is supported if at least two captions have it, or one caption and a box; forms and synonyms of a word count as
 the same. A caption that the boxes or the other captions contradict is not used.
@@ -40,17 +40,17 @@ _VAGUE = frozenset(
         ),
     )
 )
-"""Keys of words that tell nothing new."""
+"""Keys of words that add nothing new."""
 
 _TAIL_STARTS = word_set(
     "with while as near next in on at by behind beside under above during for along against"
 )
-"""Words that begin a part of a caption that may be left out."""
+"""Words that begin a part of a caption that may be omitted."""
 
 _NEEDS_TAIL = word_set(
     "full top front back side next close made set up out down covered filled used"
 )
-"""Words after which a part of a caption may not be left out."""
+"""Words after which a part of a caption may not be omitted."""
 
 _POSTURES = frozenset(
     map(
@@ -75,10 +75,10 @@ _GROUP_WORDS = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """What several captions of an image say."""
+    """Statements on which several captions of an image agree."""
 
     sentences: tuple[str, ...] = ()
-    """Statements from the most general one; empty if the captions agree on none."""
+    """Sentences, the most general one first; empty if the captions agree on none."""
 
     lead: int | None = None
     """Index of the caption that is the first statement."""
@@ -177,11 +177,19 @@ class _Captions:
     def _find_trusted(self, image: AnnotatedImage) -> list[int]:
         """Return the indices of captions that nothing contradicts."""
         counts = image.counts
-        named = [mentioned_categories(text, self._categories) for text in self._texts]
-        mentions = Counter(category for categories in named for category in categories)
+        categories_by_caption = [
+            mentioned_categories(text, self._categories) for text in self._texts
+        ]
+        mentions = Counter(
+            category for categories in categories_by_caption for category in categories
+        )
         trusted = []
         for index, text in enumerate(self._texts):
-            alone = {name for name in named[index] if mentions[name] == 1 and name in text.lower()}
+            alone = {
+                name
+                for name in categories_by_caption[index]
+                if mentions[name] == 1 and name in text.lower()
+            }
             wrong_number = any(
                 set(_numbers_of(_names(category), text.lower())) - {count}
                 for category, count in counts.items()
@@ -196,13 +204,13 @@ class _Captions:
         colors = _colors_of_nouns(self._texts[index])
         others = [_colors_of_nouns(text) for text in self._texts]
         for noun, color in colors.items():
-            named = Counter(other[noun] for other in others if noun in other)
-            if any(count >= named[color] for other, count in named.items() if other != color):
+            counts = Counter(other[noun] for other in others if noun in other)
+            if any(count >= counts[color] for other, count in counts.items() if other != color):
                 return True
         return False
 
     def _score(self, index: int) -> float:
-        """Return how much a caption says that others support; 0 or less if it is not to be used."""
+        """Return how much of a caption others support; 0 or less if it is not to be used."""
         keys = self._keys[index]
         length = len(self._texts[index].split())
         unsupported = sum(self._support[key] == 1 for key in keys)
@@ -236,7 +244,7 @@ class _Captions:
         return " ".join(words).rstrip(",;")
 
     def _further_sentences(self, lead: int, clause: Clause, keys: Iterable[str]) -> Iterator[str]:
-        """Yield what other captions say about the same subject, if others support it and it is new."""
+        """Yield new statements of other captions about the same subject, if others support them."""
         covered = {*keys, *_VAGUE, *content_keys(clause.name)}
         others = [(index, self._clauses[index]) for index in self._trusted if index != lead]
         for _ in range(_MAX_FURTHER):

@@ -89,7 +89,7 @@ _ADJECTIVES = word_set(
     male female blond blonde bearded brunette smiling professional lonely adult very
     """
 )
-"""Words that are left out when a subject is named again."""
+"""Words that a second mention of a subject omits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ class Clause:
 
     @property
     def acts(self) -> bool:
-        """Whether the subject is a person or an animal."""
+        """If the subject is a person or an animal."""
         return self.head in ANIMATE_HEADS
 
     @property
@@ -138,10 +138,10 @@ def parse_clause(caption: str) -> Clause | None:
     """Return subject and predicate of a normalized caption; None if they are uncertain."""
     tokens = TOKEN.findall(caption)
     lower = [token.lower() for token in tokens]
-    found = _find_subject(lower)
-    if found is None or found[0] >= len(tokens):
+    noun_phrase = _find_subject(lower)
+    if noun_phrase is None or noun_phrase[0] >= len(tokens):
         return None
-    end, name, is_plural = found
+    end, name, is_plural = noun_phrase
     form = _form_of(lower[end:], lower[:end], is_plural=is_plural)
     if form is None:
         verb = _verb_after_attributes(lower, end, name[-1], is_plural=is_plural)

@@ -1,4 +1,4 @@
-"""What the captions of an image agree on in, questions about it out."""
+"""Questions about what the captions of an image agree on."""
 
 import random
 import re
@@ -104,10 +104,15 @@ def _verb_and_object(clause: Clause, agreement: Agreement) -> tuple[str, str]:
     if not object_words or is_measure or content_keys(object_words[-1])[:1] == []:
         return "", ""
     noun = content_keys(object_words[-1])[0]
-    known = noun in agreement.supported and object_words[0] not in ("his", "her", "their", "its")
+    is_supported = noun in agreement.supported and object_words[0] not in (
+        "his",
+        "her",
+        "their",
+        "its",
+    )
     return (
         (words[0], " ".join(object_words))
-        if known and len(object_words) <= _MAX_PARTS + 1
+        if is_supported and len(object_words) <= _MAX_PARTS + 1
         else ("", "")
     )
 
@@ -240,14 +245,18 @@ def _evidence_of(
         if not supported and not boxed:
             return ""
         in_captions = in_captions or bool(supported)
-        found = {key: phrases[key] for key in supported if key in phrases}
-        found |= {key: key for key in supported if key in _MASS_NOUNS and key not in found}
-        found |= {
-            stem(category): quantity_phrase(facts, category) for category in boxed if not found
+        phrase_of_key = {key: phrases[key] for key in supported if key in phrases}
+        phrase_of_key |= {
+            key: key for key in supported if key in _MASS_NOUNS and key not in phrase_of_key
+        }
+        phrase_of_key |= {
+            stem(category): quantity_phrase(facts, category)
+            for category in boxed
+            if not phrase_of_key
         }
         heads = {phrase.split()[-1] for phrase in evidence.values()}
-        if found and not evidence.keys() & found.keys():
-            key = next(iter(found))
-            if found[key].split()[-1] not in heads:
-                evidence[key] = found[key]
+        if phrase_of_key and not evidence.keys() & phrase_of_key.keys():
+            key = next(iter(phrase_of_key))
+            if phrase_of_key[key].split()[-1] not in heads:
+                evidence[key] = phrase_of_key[key]
     return join_with_and([*evidence.values()]) if in_captions and evidence else ""

@@ -129,8 +129,8 @@ class PhotoTeacher:
         questions += _relation_questions(facts, rng)
         counted = {category for category in facts.counts if _is_counted(category, questions)}
         uncounted = tuple(category for category in facts.present if category not in counted)
-        asked = replace(facts, present=uncounted or facts.present)
-        questions += presence_questions(asked, rng, FREQUENCIES)
+        to_ask = replace(facts, present=uncounted or facts.present)
+        questions += presence_questions(to_ask, rng, FREQUENCIES)
         return shuffled([*yes_no_pairs(questions), *action_questions(agreement, facts, rng)], rng)
 
     def _divided(self, image: AnnotatedImage) -> tuple[list[Question], list[Question]]:
@@ -167,9 +167,9 @@ class PhotoTeacher:
         if len(images) < 2:
             raise NothingToWrite("a question about several images needs at least two")
         questions = self._questions_about_all(images)
-        kept = [question for question in questions if _is_asked(question, rng)]
-        kept = _one_for_each_object(shuffled(kept, rng))
-        return (short_answers if rng.random() < 0.7 else sentence_answers)(kept)
+        selected = [question for question in questions if _is_asked(question, rng)]
+        selected = _one_for_each_object(shuffled(selected, rng))
+        return (short_answers if rng.random() < 0.7 else sentence_answers)(selected)
 
     def _questions_about_all(self, images: Sequence[AnnotatedImage]) -> list[Question]:
         """Return the questions that need several images; their forms are of as many images."""
@@ -216,16 +216,16 @@ def _is_asked(question: Question, rng: random.Random) -> bool:
 
 def _one_for_each_object(questions: Sequence[Question]) -> list[Question]:
     """Return questions without those about an object of an earlier one: which image shows it, has more, how many."""
-    asked = set()
-    kept = []
+    objects = set()
+    selected = []
     for question in questions:
         words = frozenset(content_keys(question.text)) - _ASKING_KEYS
         if question.form.startswith(("which of", "more", "altogether")):
-            if words in asked:
+            if words in objects:
                 continue
-            asked.add(words)
-        kept.append(question)
-    return kept
+            objects.add(words)
+        selected.append(question)
+    return selected
 
 
 _ASKING_KEYS = frozenset(
@@ -264,13 +264,13 @@ def _sentences_of_boxes(
         phrases = [_with_place(facts, category) for category in more]
         is_one = facts.counts.get(more[0]) == 1
         sentences.append(f"There {'is' if is_one else 'are'} also {join_with_and(phrases)}.")
-    known = [
+    relations = [
         item
         for item in facts.relations
         if item[0] not in placed[:2] and item[1] in ("left of", "right of")
     ]
-    if known:
-        subject, relation, reference = rng.choice(known)
+    if relations:
+        subject, relation, reference = rng.choice(relations)
         name, other = _name_in(text, subject), _name_in(text, reference)
         sentences.append(sentence(f"the {name} is {RELATION_PHRASES[relation]} the {other}"))
     return sentences
@@ -286,15 +286,15 @@ def _names_without_number(text: str, category: str, count: int) -> bool:
 def _with_place(facts: Facts, category: str) -> str:
     """Return the quantity of a category, with the place of a single object."""
     quantity = quantity_phrase(facts, category)
-    place = facts.positions.get(category)
-    return f"{quantity} {position_phrase(place)}" if place else quantity
+    position = facts.positions.get(category)
+    return f"{quantity} {position_phrase(position)}" if position else quantity
 
 
 def _name_in(text: str, category: str) -> str:
     """Return the name of a single object in a text, if that is one word for it alone; else the category."""
     words = re.findall(r"[a-z]+", text.lower())
-    named = [word for word in words if mentioned_categories(word, frozenset({category}))]
-    return named[0] if category == "person" and named and named[0] in _PERSONS else category
+    names = [word for word in words if mentioned_categories(word, frozenset({category}))]
+    return names[0] if category == "person" and names and names[0] in _PERSONS else category
 
 
 _PERSONS = (

@@ -86,7 +86,7 @@ def presence_questions(
     """Ask for present objects and as many absent ones, in pairs.
 
     With `frequencies` of categories (1 for others), frequent ones are absent objects more often, so that a category
-    alone does not tell the answer.
+    alone does not determine the answer.
     """
     present = rng.sample(facts.present, len(facts.present))
     if frequencies is None:

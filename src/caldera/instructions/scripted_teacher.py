@@ -1,4 +1,4 @@
-"""Deterministic offline teacher for drawn scenes, whose boxes and captions tell everything."""
+"""Deterministic offline teacher for drawn scenes, whose boxes and captions are complete."""
 
 import random
 from collections.abc import Sequence
