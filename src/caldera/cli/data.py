@@ -224,6 +224,7 @@ def generate(
 
 def _generate(config: "GenerateConfig", out_file: Path) -> None:
     """Write a data file, and print the written and the rejected dialogues."""
+    from caldera.datasets.imbalances import AnswerCounts
     from caldera.instructions.generate import generate_data
     from caldera.progress import default_progress
 
@@ -236,7 +237,11 @@ def _generate(config: "GenerateConfig", out_file: Path) -> None:
     if config.llm_teacher and data.rejected:
         run_folder = out_file.with_suffix(".run")
         print_message(f"listed in: {run_folder}/rejected.jsonl, {run_folder}/failed.jsonl")
-    print_message(f"next: caldera data check {out_file}")
+    counts = AnswerCounts()
+    for conversation in data.conversations:
+        counts.add(conversation)
+    print_message(*(f"warning: {item}" for item in counts.imbalances()))
+    print_message(f"next: caldera data check {out_file}; caldera data page {out_file}")
 
 
 @app.command()
