@@ -65,7 +65,8 @@ def test_a_release_of_llava_hf_has_its_template_by_its_name(
     hub.add("someone/llava-1.5-7b-hf", folder)
     card = open_model("llava-hf/llava-1.5-7b-hf")[0].card
     assert card.template == "vicuna_v1"
-    with pytest.raises(ModelFormatError, match=r"caldera import \S+ --template NAME --out FOLDER"):
+    message = r"choose one: caldera import someone/llava-1.5-7b-hf@\w+ --template NAME --out FOLDER"
+    with pytest.raises(ModelFormatError, match=message):
         open_model("someone/llava-1.5-7b-hf")
     assert not set(RELEASED_TEMPLATES.values()) - TEMPLATES.keys()
 
@@ -108,9 +109,10 @@ def test_other_repositories_of_llavas_own_code_name_the_import(
 ) -> None:
     """Their template is not known, and a wrong one gives poor answers."""
     hub.add("someone/finetuned", write_original())
-    with pytest.raises(
-        ModelFormatError, match=r"convert it: caldera import \S+ --vision TOWER --template"
-    ):
+    message = (
+        r"convert it: caldera import someone/finetuned@\w+ --template vicuna_v1 --out FOLDER \(the"
+    )
+    with pytest.raises(ModelFormatError, match=message):
         open_model("someone/finetuned")
 
 

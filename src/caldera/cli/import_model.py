@@ -2,12 +2,15 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from caldera.cli.options import Offline, print_message, print_result
 from caldera.errors import UsageError
+
+if TYPE_CHECKING:
+    from caldera.formats.importing.request import ImportRequest
 
 Source = Annotated[
     str | None,
@@ -82,7 +85,6 @@ def import_weights(
         raise UsageError("--out is required (the model folder to write)")
     if delta and layout not in (None, "delta"):
         raise UsageError(f"--delta and --layout {layout} contradict each other; give one of them")
-    from caldera.formats.hub_models import local_folders
     from caldera.formats.importing.import_model import check_new_folder, import_model
     from caldera.formats.importing.request import ImportRequest
     from caldera.progress import default_progress
@@ -103,10 +105,7 @@ def import_weights(
         vocab_multiple=vocab_multiple,
     )
     check_new_folder(out_folder)
-    folders = iter(local_folders(*filter(None, names)))
-    paths = [next(folders) if name else None for name in names]
-    request = replace(request, source=paths[0], base=paths[1], vision=paths[2], language=paths[3])
-    report = import_model(request, out_folder, default_progress())
+    report = import_model(_with_folders(request, *names), out_folder, default_progress())
     print_message(*(f"note: {note}" for note in report.notes))
     print_message(f"images: {report.images}")
     dtype_name = str(report.dtype).removeprefix("torch.")
@@ -114,3 +113,12 @@ def import_weights(
         f"{report.layout}: {report.tensors} weights, {report.nbytes / 1e9:.2f} GB, {dtype_name}"
     )
     print_result(str(out_folder))
+
+
+def _with_folders(request: "ImportRequest", *names: str | None) -> "ImportRequest":
+    """Return a request with the folders of its names, which are downloaded if they are on the Hub."""
+    from caldera.formats.hub_models import local_folders
+
+    folders = iter(local_folders(*filter(None, names)))
+    paths = [next(folders) if name else None for name in names]
+    return replace(request, source=paths[0], base=paths[1], vision=paths[2], language=paths[3])

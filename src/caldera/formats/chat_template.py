@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from caldera.errors import ModelFormatError
+from caldera.files.hub import hub_source
 from caldera.formats.config import read_json
 from caldera.templates.detection import DetectedTemplate, detect_template
 from caldera.templates.jinja import chat_template, spaces_images
@@ -70,13 +71,13 @@ def require_known_template(folder: Path, tokenizer: PreTrainedTokenizerFast) -> 
         detected = detect_template(source, *tokens)
     if detected.name is not None:
         return detected.name
-    names = f"one of {', '.join(TEMPLATES)}"
+    name, names = hub_source(folder) or str(folder), f"one of {', '.join(TEMPLATES)}"
     if detected.candidates:
         names = (
             f"the nearest: {', '.join(detected.candidates)}; for LLaVA's own weights NAME_original"
         )
     raise ModelFormatError(
-        f"the chat template of {folder} is none that caldera knows ({detected.reason}), and a wrong one gives poor "
-        f"answers without an error; choose one: caldera import {shlex.quote(str(folder))} --template NAME --out FOLDER "
+        f"the chat template of {name} is none that caldera knows ({detected.reason}), and a wrong one gives poor "
+        f"answers without an error; choose one: caldera import {shlex.quote(name)} --template NAME --out FOLDER "
         f"({names})"
     )

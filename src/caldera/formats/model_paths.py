@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from caldera.errors import ModelFormatError, shorten_value
+from caldera.files.hub import hub_source
 from caldera.formats.config import read_json
 from caldera.formats.hub_models import local_folder, released_template
 from caldera.formats.metadata import METADATA_FILE
@@ -184,9 +185,12 @@ def _original_advice(folder: Path, config: dict[str, Any]) -> str:
     base = " --base LANGUAGE_MODEL" if is_adapter or is_projector else ""
     template = "plain" if is_projector else "vicuna_v1"
     tower = config.get("mm_vision_tower") or "its vision tower"
+    name = hub_source(folder)
+    vision = "" if name else " --vision TOWER"
+    hint = "" if name else f"TOWER: {tower} or a folder of it; "
     return (
-        f"{folder} is in the layout of LLaVA's own code; convert it: caldera import {_quoted(folder)}{base} --vision "
-        f"TOWER --template {template} --out FOLDER (TOWER: a folder of {tower}; the template is right for LLaVA-1.5, "
+        f"{name or folder} is in the layout of LLaVA's own code; convert it: caldera import {name or _quoted(folder)}"
+        f"{base}{vision} --template {template} --out FOLDER ({hint}the template is right for LLaVA-1.5, "
         "docs/templates.md has the others)"
     )
 
