@@ -132,8 +132,10 @@ def test_no_question_is_asked_twice() -> None:
                 text = exchange.question.removesuffix(f"\n{SHORT_ANSWER}").lower()
                 names = frozenset(name for name in CATEGORIES if re.search(rf"\b{name}", text))
                 # Groups such as animals are asked for by name; wordings of other questions differ.
-                form = re.match(r"how many|where|in which|which colour|(?:what|which|name).*", text)
-                form = form[0].replace("in which", "where") if form else "is"
+                match = re.match(
+                    r"how many|where|in which|which colour|(?:what|which|name).*", text
+                )
+                form = match[0].replace("in which", "where") if match else "is"
                 axis = (
                     "down" if re.search("above|below", text) else "across" if "left" in text else ""
                 )
