@@ -24,7 +24,7 @@ import torch
 from gpu_exactness import (
     SMALL,
     Check,
-    Place,
+    CheckConfig,
     Row,
     check_attention,
     check_checkpointing,
@@ -64,7 +64,7 @@ def run_check(name: str, device: str, scale: str) -> None:
     # The patch embedding is a convolution, for which cuDNN's default is not fp32.
     torch.backends.cudnn.allow_tf32 = False
     entry = CHECKS[name]
-    for row in entry.check(Place(torch.device(device), entry.sizes[scale])):
+    for row in entry.check(CheckConfig(torch.device(device), entry.sizes[scale])):
         print(json.dumps(asdict(row)), flush=True)
 
 
@@ -86,7 +86,7 @@ def run_in_process(name: str, device: str, scale: str, seconds: float) -> list[R
                 process.wait()
         output.seek(0)
         errors.seek(0)
-        rows = [Row(**json.loads(line)) for line in output if line.startswith('{"what"')]
+        rows = [Row(**json.loads(line)) for line in output if line.startswith('{"name"')]
         lines = errors.read().strip().splitlines()
     if code is None:
         rows.append(Row("time", f"stopped after {seconds:.0f} s", "in time", passed=False))
@@ -98,12 +98,12 @@ def run_in_process(name: str, device: str, scale: str, seconds: float) -> list[R
 
 def table(results: dict[str, list[Row]]) -> Iterator[str]:
     """Yield the lines of a table in Markdown."""
-    yield "| check | what | value | limit | result |"
+    yield "| check | name | value | limit | result |"
     yield "| --- | --- | --- | --- | --- |"
     words = {True: "pass", False: "**fail**", None: "measured"}
     for name, rows in results.items():
         for row in rows:
-            cells = (name, row.what, row.value, row.limit, words[row.passed])
+            cells = (name, row.name, row.value, row.limit, words[row.passed])
             yield f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 
 

@@ -46,7 +46,7 @@ _TOKENS = 32
 class Row:
     """A number that was compared with its limit, or measured."""
 
-    what: str
+    name: str
     value: str
     limit: str = ""
     passed: bool | None = None
@@ -54,8 +54,8 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a check runs, and the size of its models."""
+class CheckConfig:
+    """Device of a check, and the size of its models."""
 
     device: torch.device
     size: Size
@@ -66,19 +66,19 @@ class Place:
         return 1 if is_cpu(self.device) else 8
 
 
-Check = Callable[[Place], Iterator[Row]]
+Check = Callable[[CheckConfig], Iterator[Row]]
 
 
-def below(what: str, value: float, limit: float) -> Row:
+def below(name: str, value: float, limit: float) -> Row:
     """Return the row of a difference."""
-    return Row(what, f"{value:.1e}", f"<= {limit:.0e}", value <= limit)
+    return Row(name, f"{value:.1e}", f"<= {limit:.0e}", value <= limit)
 
 
-def equal(what: str, actual: object, expected: object) -> Row:
+def equal(name: str, actual: object, expected: object) -> Row:
     """Return the row of a comparison that has no tolerance."""
     if actual == expected:
-        return Row(what, "equal", "equal", passed=True)
-    return Row(what, f"{actual} instead of {expected}"[:200], "equal", passed=False)
+        return Row(name, "equal", "equal", passed=True)
+    return Row(name, f"{actual} instead of {expected}"[:200], "equal", passed=False)
 
 
 def distance(actual: Tensor, expected: Tensor) -> float:
@@ -130,35 +130,35 @@ def gradients(
     return total / divisor, torch.cat(parts).float().cpu()
 
 
-def check_steps(place: Place) -> Iterator[Row]:
+def check_steps(config: CheckConfig) -> Iterator[Row]:
     """Compare the loss and the gradients of both stages with those of the CPU in fp32."""
-    assistant = random_model(place.size, CPU, torch.float32)
+    assistant = random_model(config.size, CPU, torch.float32)
     for name in ("captions5", "instruct"):
         workload = WORKLOADS[name]
         expected_loss, expected = gradients(assistant, workload, DeviceConfig(CPU, torch.float32))
         for dtype in (torch.float32, torch.bfloat16):
-            loss, actual = gradients(assistant, workload, DeviceConfig(place.device, dtype))
+            loss, actual = gradients(assistant, workload, DeviceConfig(config.device, dtype))
             limit = ROUNDED.get(dtype, EXACT)
             stage = f"{workload.stage.name}, {name_of(dtype)}"
             yield below(f"{stage}: loss", abs(loss / expected_loss - 1), limit / 10)
             yield below(f"{stage}: gradients", distance(actual, expected), limit)
 
 
-def check_float16(place: Place) -> Iterator[Row]:
+def check_float16(config: CheckConfig) -> Iterator[Row]:
     """Compare a step with a scaled loss with fp32, and skip one whose gradients overflow."""
-    assistant = random_model(place.size, CPU, torch.float32)
-    workload, compute = WORKLOADS["instruct"], DeviceConfig(place.device, torch.float16)
+    assistant = random_model(config.size, CPU, torch.float32)
+    workload, compute = WORKLOADS["instruct"], DeviceConfig(config.device, torch.float16)
     expected_loss, expected = gradients(assistant, workload, DeviceConfig(CPU, torch.float32))
     loss, actual = gradients(assistant, workload, compute)
     limit = ROUNDED[torch.float16]
     yield below("finetune, float16: loss", abs(loss / expected_loss - 1), limit / 10)
     yield below("finetune, float16: gradients", distance(actual, expected), limit)
 
-    model = assistant.model.to(place.device)
+    model = assistant.model.to(config.device)
     set_trainable(model, workload.stage.trainable)
     model.choose_batch_layout(compute.attention)
     optimizer = build_optimizer(model, workload.stage)
-    scaler = torch.amp.GradScaler(place.device.type, init_scale=2.0**40)
+    scaler = torch.amp.GradScaler(config.device.type, init_scale=2.0**40)
     before = [weight.detach().clone() for weight in model.parameters()]
     report = training_step(
         model, batches_for(assistant, workload, share=True), optimizer, max_grad_norm=1.0,
@@ -169,11 +169,11 @@ def check_float16(place: Place) -> Iterator[Row]:
     yield equal("and halves the scale", scaler.get_scale(), 2.0**39)
 
 
-def check_attention(place: Place) -> Iterator[Row]:
+def check_attention(config: CheckConfig) -> Iterator[Row]:
     """Compare the packed layout of the device (FlexAttention on CUDA) with a dense mask, forward and backward."""
-    language = random_model(place.size, place.device, torch.float32).model.language
-    expected_layout = "packed" if is_cpu(place.device) else "flex"
-    assistant = random_model(place.size, place.device, torch.float32)
+    language = random_model(config.size, config.device, torch.float32).model.language
+    expected_layout = "packed" if is_cpu(config.device) else "flex"
+    assistant = random_model(config.size, config.device, torch.float32)
     assistant.model.choose_batch_layout("sdpa")
     layout = assistant.model.batch_layout
     yield equal("layout of packed rows", layout, expected_layout)
@@ -185,7 +185,7 @@ def check_attention(place: Place) -> Iterator[Row]:
     ):
         for dtype in (torch.float32, torch.bfloat16):
             results = [
-                _hidden_states(language, rows, name, DeviceConfig(place.device, dtype))
+                _hidden_states(language, rows, name, DeviceConfig(config.device, dtype))
                 for name in (layout, "masked")
             ]
             limit = ROUNDED.get(dtype, EXACT)
@@ -217,29 +217,29 @@ def _hidden_states(
     return states.detach(), torch.cat(grads)
 
 
-def check_checkpointing(place: Place) -> Iterator[Row]:
+def check_checkpointing(config: CheckConfig) -> Iterator[Row]:
     """Compare a step with gradient checkpointing with one without: the same numbers, less memory."""
-    assistant = random_model(place.size, CPU, torch.float32)
-    compute = DeviceConfig(place.device, torch.float32)
+    assistant = random_model(config.size, CPU, torch.float32)
+    compute = DeviceConfig(config.device, torch.float32)
     results, peaks = [], []
     for enabled in (False, True):
-        if not is_cpu(place.device):
-            torch.cuda.reset_peak_memory_stats(place.device)
+        if not is_cpu(config.device):
+            torch.cuda.reset_peak_memory_stats(config.device)
         results.append(gradients(assistant, WORKLOADS["instruct"], compute, checkpointing=enabled))
-        if not is_cpu(place.device):
-            peaks.append(torch.cuda.max_memory_allocated(place.device))
+        if not is_cpu(config.device):
+            peaks.append(torch.cuda.max_memory_allocated(config.device))
     (plain_loss, plain), (loss, actual) = results
     yield below("loss", abs(loss / plain_loss - 1), EXACT / 10)
     yield below("gradients", distance(actual, plain), EXACT)
     if peaks:
         ratio = peaks[1] / peaks[0]
-        yield Row("peak memory beside none", f"{ratio:.2f}", "< 1", ratio < 1)
+        yield Row("peak memory relative to none", f"{ratio:.2f}", "< 1", ratio < 1)
 
 
-def check_engine(place: Place) -> Iterator[Row]:
+def check_engine(config: CheckConfig) -> Iterator[Row]:
     """Compare answers in fp32 token by token: with transformers, with a cached prefix, and many at a time."""
-    assistant = random_model(place.size, place.device, torch.float32)
-    images = [noise(number, place.size.side) for number in range(6)]
+    assistant = random_model(config.size, config.device, torch.float32)
+    images = [noise(number, config.size.side) for number in range(6)]
     with Engine(assistant, EngineConfig(slots=4)) as engine:
         yield Row("decoder", engine.description)
         prompts = [
@@ -254,9 +254,9 @@ def check_engine(place: Place) -> Iterator[Row]:
         yield equal("prefixes were cached", engine.stats().cache_hits >= len(prompts), True)
         sampling = SamplingParams(max_new_tokens=_TOKENS, ignore_template_stop=True)
         streams = [engine.submit(Request(prompt, sampling)) for prompt in prompts]
-        together = [[token for delta in stream for token in delta.tokens] for stream in streams]
-        yield equal("continuous batching of 6 requests in 4 slots", together, alone)
-    model = as_transformers(random_model(place.size, place.device, torch.float32))
+        concurrent = [[token for delta in stream for token in delta.tokens] for stream in streams]
+        yield equal("continuous batching of 6 requests in 4 slots", concurrent, alone)
+    model = as_transformers(random_model(config.size, config.device, torch.float32))
     banned = TokenIds(assistant).banned
     expected = [_transformers_answer(model, assistant, prompt, banned) for prompt in prompts]
     yield equal("transformers", alone, expected)
@@ -287,16 +287,16 @@ def _transformers_answer(
     return tokens[: tokens.index(end)] if end in tokens else tokens
 
 
-def check_int8(place: Place) -> Iterator[Row]:
-    """Refuse int8 on a GPU in one line; on a CPU its logits are near."""
-    language = random_model(place.size, place.device, torch.float32).model.language
+def check_int8(config: CheckConfig) -> Iterator[Row]:
+    """Check that int8 is rejected on a GPU in one line, and near fp32 on a CPU."""
+    language = random_model(config.size, config.device, torch.float32).model.language
     try:
         decoder = choose_decoder(language, 2, quantization="int8")
     except UsageError as error:
         expected = "int8 is not possible here: the model is on"
         yield equal("int8", str(error)[: len(expected)], expected)
         return
-    yield equal("int8 is for CPUs", is_cpu(place.device), True)
+    yield equal("int8 is for CPUs", is_cpu(config.device), True)
     embedded = language.get_input_embeddings()(torch.arange(1, 90))
     with torch.inference_mode():
         actual = decoder.prefill(0, embedded)

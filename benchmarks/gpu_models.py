@@ -13,7 +13,6 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaProcessor,
 )
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from caldera.formats.assemble import add_special_tokens
 from caldera.formats.tokenizer import load_tokenizer
@@ -78,7 +77,7 @@ def random_model(size: Size, device: torch.device, dtype: torch.dtype) -> LlavaB
         )  # fmt: skip
         connector = build_projector("mlp2x_gelu", vision_width, width).to(dtype)
     image_id = add_special_tokens(tokenizer, language, find_template("vicuna_v1"))
-    processor = ImageProcessor(side=size.side, mean=(*OPENAI_CLIP_MEAN,), std=(*OPENAI_CLIP_STD,))
+    processor = ImageProcessor(side=size.side, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
     model = Llava(VisionTower(tower, size.side), connector, language, image_id)
     return LlavaBundle(model.eval(), tokenizer, processor, ModelMetadata())
 

@@ -1,4 +1,4 @@
-"""Measurements of `benchmarks/gpu_check.py`: training and answering beside transformers and TRL, with peak memory."""
+"""Measurements of `benchmarks/gpu_check.py`: speed and peak memory, relative to transformers and TRL."""
 
 import gc
 import importlib.util
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_exactness import Place, Row
+from gpu_exactness import CheckConfig, Row
 from gpu_models import SIZES, as_transformers, random_model, transformers_processor
 from serve import QUESTION, CalderaSide, noise, transformers_side
 from train import Step, batches_of, caldera_step, transformers_step
@@ -56,27 +56,27 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def check_training_speed(place: Place) -> Iterator[Row]:
+def check_training_speed(config: CheckConfig) -> Iterator[Row]:
     """Measure samples per second of both stages, with bf16 products over fp32 weights."""
     for name in ("captions", "instruct"):
-        yield from _training_speed(place, name)
+        yield from _training_speed(config, name)
 
 
-def _training_speed(place: Place, name: str) -> Iterator[Row]:
+def _training_speed(config: CheckConfig, name: str) -> Iterator[Row]:
     """Measure one workload."""
-    workload, compute = WORKLOADS[name], DeviceConfig(place.device, torch.bfloat16)
+    workload, compute = WORKLOADS[name], DeviceConfig(config.device, torch.bfloat16)
     stage, rates = workload.stage.name, {}
-    assistant = random_model(place.size, place.device, torch.float32)
+    assistant = random_model(config.size, config.device, torch.float32)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        samples = samples_of(workload, assistant, folder, place.size.side)
+        samples = samples_of(workload, assistant, folder, config.size.side)
 
         def rate(side: str, step: Step) -> float:
             batches = batches_of(side, samples, workload.batch)
-            return _steps_per_second(place, step, batches) * workload.batch
+            return _steps_per_second(config, step, batches) * workload.batch
 
         for side in ("padded", "grouped"):
-            memory = PeakMemory(place.device)
+            memory = PeakMemory(config.device)
             model = as_transformers(assistant)
             rates[f"transformers, {side}"] = rate(
                 side, transformers_step(model, workload, assistant, compute)
@@ -89,14 +89,14 @@ def _training_speed(place: Place, name: str) -> Iterator[Row]:
         else:
             from trl_side import run_trl
 
-            memory = PeakMemory(place.device)
+            memory = PeakMemory(config.device)
             rates["TRL"], _, _ = run_trl(
-                as_transformers(assistant), transformers_processor(assistant, place.size),
-                conversations(workload, folder, place.size.side), folder, template=workload.stage.template,
-                trainable=workload.stage.trainable, batch=workload.batch, steps=place.steps_of_speed,
+                as_transformers(assistant), transformers_processor(assistant, config.size),
+                conversations(workload, folder, config.size.side), folder, template=workload.stage.template,
+                trainable=workload.stage.trainable, batch=workload.batch, steps=config.steps_of_speed,
             )  # fmt: skip
             yield from memory.rows(f"{stage}, TRL")
-        memory = PeakMemory(place.device)
+        memory = PeakMemory(config.device)
         step, feature_seconds = caldera_step(
             workload, assistant, samples, folder / "features", compute
         )
@@ -107,16 +107,18 @@ def _training_speed(place: Place, name: str) -> Iterator[Row]:
     yield from _compared(f"{stage}, samples/s", rates)
 
 
-def _steps_per_second(place: Place, step: Step, batches: Sequence[Sequence[Sample]]) -> float:
+def _steps_per_second(
+    config: CheckConfig, step: Step, batches: Sequence[Sequence[Sample]]
+) -> float:
     """Return the speed of steps after the first ones, which are slow."""
-    for number in range(1 if is_cpu(place.device) else _WARMUP):
+    for number in range(1 if is_cpu(config.device) else _WARMUP):
         step(batches[number % len(batches)])
-    synchronize(place.device)
+    synchronize(config.device)
     start_time = time.perf_counter()
-    for number in range(place.steps_of_speed):
+    for number in range(config.steps_of_speed):
         step(batches[number % len(batches)])
-    synchronize(place.device)
-    return place.steps_of_speed / (time.perf_counter() - start_time)
+    synchronize(config.device)
+    return config.steps_of_speed / (time.perf_counter() - start_time)
 
 
 def _compared(unit: str, rates: dict[str, float]) -> Iterator[Row]:
@@ -127,19 +129,19 @@ def _compared(unit: str, rates: dict[str, float]) -> Iterator[Row]:
         yield Row(f"{unit}: {side}", f"{rate:.2f}{ratio}")
 
 
-def check_answer_speed(place: Place) -> Iterator[Row]:
+def check_answer_speed(config: CheckConfig) -> Iterator[Row]:
     """Measure the time to the first token and tokens per second in bf16, alone and several at a time."""
-    assistant = random_model(place.size, place.device, torch.bfloat16)
-    tokens = 4 if is_cpu(place.device) else 96
-    images = [noise(number, place.size.side) for number in range(BATCH)]
-    memory, model = PeakMemory(place.device), as_transformers(assistant)
+    assistant = random_model(config.size, config.device, torch.bfloat16)
+    tokens = 4 if is_cpu(config.device) else 96
+    images = [noise(number, config.size.side) for number in range(BATCH)]
+    memory, model = PeakMemory(config.device), as_transformers(assistant)
     ask = transformers_side(model, assistant)
     ask(images[0], 4)
     alone = {"transformers": ask(images[1], tokens)}
     engine = CalderaSide(assistant)
     batched = {"transformers, one batch": _transformers_batch(model, engine, images, tokens)}
     yield from memory.rows("transformers")
-    memory = PeakMemory(place.device)
+    memory = PeakMemory(config.device)
     try:
         engine.ask(images[0], 4)
         alone["caldera"] = engine.ask(images[1], tokens)

@@ -71,7 +71,9 @@ def hub_facts(home: Path, **environ: str) -> tuple[dict[str, Fact], str]:
         text=True,
         check=True,
     )
-    facts = [Fact(**fact) for fact in json.loads(result.stdout)]
+    facts = [
+        Fact(**{**fact, "blocks": tuple(fact["blocks"])}) for fact in json.loads(result.stdout)
+    ]
     return {fact.name: fact for fact in facts}, result.stdout + result.stderr
 
 
@@ -97,7 +99,7 @@ def test_a_hub_that_fails_is_not_reachable(tmp_path: Path, loopback: None) -> No
     assert facts["Hub"].advice == (
         f"{url}: it answers 503; check the network, proxies and HF_ENDPOINT"
     )
-    assert facts["Hub"].blocks == facts["token"].blocks == ["push"]
+    assert facts["Hub"].blocks == facts["token"].blocks == ("push",)
     assert facts["token"].value == "not set"
 
 

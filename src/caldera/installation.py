@@ -56,7 +56,7 @@ class Fact:
     name: str
     value: str
     advice: str = ""
-    """What is wrong or missing, with the line that mends it; empty if nothing is."""
+    """What is wrong or missing, with the line that fixes it; empty if nothing is."""
 
     blocks: tuple[str, ...] = ()
     """Commands that cannot run because of it; EVERY_COMMAND for all."""
@@ -189,10 +189,9 @@ def _requirements(extra: str | None = None) -> "list[Requirement]":
         return []
     result = []
     for requirement in map(Requirement, texts):
-        named = requirement.marker is not None and "extra" in str(requirement.marker)
-        wanted = named == (extra is not None)
+        has_extra = requirement.marker is not None and "extra" in str(requirement.marker)
         fits = requirement.marker is None or requirement.marker.evaluate({"extra": extra or ""})
-        if wanted and fits and requirement.name != "caldera":
+        if has_extra == (extra is not None) and fits and requirement.name != "caldera":
             result.append(requirement)
     return result
 
@@ -267,7 +266,7 @@ def _device_facts(_: Mapping[str, str]) -> Iterator[Fact]:
         advice = f"there is an NVIDIA driver, but this torch ({build}) does not reach it: see pytorch.org/get-started"
     yield Fact("torch", f"{torch.__version__}, {build}", advice)
     if cuda and torch.cuda.is_available():
-        code = torch._C._cuda_getDriverVersion()
+        code = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined] # only in CUDA builds
         yield Fact("driver", f"for CUDA {code // 1000}.{code % 1000 // 10}")
     for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         yield Fact(f"cuda:{number}", _describe_gpu(torch, number))
@@ -346,14 +345,14 @@ def _ask_hub(endpoint: str) -> Fact:
     from huggingface_hub import constants
 
     seconds = min(_HUB_SECONDS, float(constants.HF_HUB_ETAG_TIMEOUT))
-    shown, outcome = _CREDENTIALS.sub("", endpoint), [f"no answer in {seconds:g} s"]
+    url, outcome = _CREDENTIALS.sub("", endpoint), [f"no answer in {seconds:g} s"]
     start = time.monotonic()
 
     def ask() -> None:
         try:
-            if not shown.startswith(("http://", "https://")):
+            if not url.startswith(("http://", "https://")):
                 raise ValueError("it is not an HTTP URL")
-            request = Request(shown, method="HEAD", headers={"User-Agent": "caldera doctor"})
+            request = Request(url, method="HEAD", headers={"User-Agent": "caldera doctor"})
             with urlopen(request, timeout=seconds):
                 outcome[0] = ""
         except HTTPError as error:
@@ -367,8 +366,8 @@ def _ask_hub(endpoint: str) -> Fact:
     thread.start()
     thread.join(seconds)
     if not outcome[0]:
-        return Fact("Hub", f"{shown} answers ({time.monotonic() - start:.1f} s)")
-    advice = f"{shown}: {outcome[0]}; check the network, proxies and HF_ENDPOINT"
+        return Fact("Hub", f"{url} answers ({time.monotonic() - start:.1f} s)")
+    advice = f"{url}: {outcome[0]}; check the network, proxies and HF_ENDPOINT"
     return Fact("Hub", "not reachable; only what is in the cache can be used", advice, ("push",))
 
 

@@ -12,9 +12,9 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SCRIPT = BENCHMARKS / "gpu_check.py"
 
 
-def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str | Path, script: Path = SCRIPT) -> subprocess.CompletedProcess[str]:
     """Run the script."""
-    command = [sys.executable, SCRIPT, *arguments]
+    command = [sys.executable, script, *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -53,19 +53,19 @@ sys.path.insert(0, {str(BENCHMARKS)!r})
 import gpu_check
 from gpu_exactness import Row, below
 
-def wrong(place):
+def wrong(config):
     yield Row("measured", "5")
     yield below("a difference", 0.5, 1e-3)
 
-def crash(place):
+def crash(config):
     yield Row("before", "1")
     raise RuntimeError("no such kernel")
 
-def hang(place):
+def hang(config):
     yield Row("before", "1")
     time.sleep(600)
 
-def good(place):
+def good(config):
     yield below("no difference", 0.0, 1e-3)
 
 sizes = gpu_check.SMALL
@@ -78,8 +78,7 @@ gpu_check.main()
 """
     script = tmp_path / "script.py"
     script.write_text(code)
-    command = [sys.executable, script, "--device", "cpu", "--scale", "tiny", "--out", tmp_path]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = run("--device", "cpu", "--scale", "tiny", "--out", tmp_path, script=script)
     assert result.returncode == 1
     assert result.stderr.strip() == "failed: wrong, crash, hang"
     checks = json.loads((tmp_path / "gpu_check.json").read_text())["checks"]

@@ -257,7 +257,7 @@ def test_the_precision_follows_the_stored_one(tmp_path: Path, assistant: LlavaBu
     assert with_stored_dtype(tmp_path / "fp16", gpu).dtype == torch.float16
     assert with_stored_dtype(tmp_path / "half", gpu).dtype == torch.bfloat16
     (tmp_path / "half" / "model.safetensors").unlink()
-    with pytest.raises(ModelFormatError, match=r"has no model\.safetensors"):
+    with pytest.raises(ModelFormatError, match="has no weights"):
         with_stored_dtype(tmp_path / "half", fast)
     with pytest.raises(ModelFormatError, match="is not a model folder itself"):
         with_stored_dtype(tmp_path, fast)
@@ -271,7 +271,7 @@ def test_a_model_stored_in_fp16_runs_in_it(
     save_model_folder(tmp_path / "model", assistant)
     logits = []
     for dtype in ("float32", "float16"):
-        with caldera.load(tmp_path, dtype=dtype) as model:  # type: ignore[arg-type] # checked when run
+        with caldera.load(tmp_path, dtype=dtype) as model:
             logits.append(model.logits("what is it?", photos / "0.png").float())
             assert model.chat("what is it?", photos / "0.png", max_new_tokens=3)
     assert 1e-6 < float((logits[1] - logits[0]).norm() / logits[0].norm()) < 0.02

@@ -88,7 +88,8 @@ def test_int8_is_refused_where_it_is_not_computed(
     device: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On another device, and in a build of torch without oneDNN, as those for Macs."""
-    model = random_language(LANGUAGES["llama"]).to(torch.device(device))
+    model = random_language(LANGUAGES["llama"])
+    nn.Module.to(model, torch.device(device))
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     with pytest.raises(UsageError, match=f"int8 is not possible here: .*{reason}"):
         choose_decoder(model, 3, quantization="int8")

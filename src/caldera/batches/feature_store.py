@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from caldera.errors import InputError
+from caldera.errors import InputError, TrainingError
 from caldera.files.atomic import translate_os_errors
 
 log = logging.getLogger(__name__)
@@ -137,10 +137,17 @@ class FeatureStore:
             features: Of all views in order, (views, patches, vision width).
 
         Raises:
+            TrainingError: Features are not finite in the store's dtype.
             OutputError: They could not be written.
         """
         integers = _INTEGERS[self.dtype.itemsize]
-        bits = features.to(self.dtype).contiguous().view(integers).numpy()
+        stored = features.to(self.dtype).contiguous()
+        if not stored.isfinite().all():
+            precision = str(self.dtype).removeprefix("torch.")
+            raise TrainingError(
+                f"the vision tower's features are not finite in {precision}; use --dtype float32"
+            )
+        bits = stored.view(integers).numpy()
         with translate_os_errors(self.data):
             self.data.parent.mkdir(parents=True, exist_ok=True)
         with self._append_lock():

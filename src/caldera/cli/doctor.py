@@ -61,7 +61,7 @@ def doctor(
 def _is_command(name: str) -> bool:
     """Return whether there is a command or a group of this name; each benchmark is a command of `evaluate`."""
     return name.split()[0] == "evaluate" or any(
-        known == name or known.startswith(f"{name} ") for known in MESSAGES
+        command == name or command.startswith(f"{name} ") for command in MESSAGES
     )
 
 

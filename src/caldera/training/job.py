@@ -39,7 +39,7 @@ from caldera.batches.samples import Sample, SampleBuilder
 from caldera.conversation import Conversation
 from caldera.datasets.origins import describe_data_file
 from caldera.devices import DeviceConfig, Runtime, tune_malloc
-from caldera.errors import ConversationError, InputError, TrainingError, UsageError
+from caldera.errors import ConversationError, InputError, UsageError
 from caldera.files.atomic import lock_folder, to_plain_json
 from caldera.files.skipped_items import SkippedItems
 from caldera.formats.assemble import add_special_tokens, with_image_aspect
@@ -298,14 +298,7 @@ def cached_tower_features(
     @torch.no_grad()
     def encode(pixels: Tensor) -> Tensor:
         with compute.autocast():
-            encoded: Tensor = vision(pixels.to(compute.device)).cpu()
-        # Stores are in the dtype of the products.
-        if not encoded.to(compute.dtype).isfinite().all():
-            raise TrainingError(
-                f"the vision tower's features are not finite in {str(compute.dtype).removeprefix('torch.')}; "
-                "use --dtype float32"
-            )
-        return encoded
+            return vision(pixels.to(compute.device)).cpu()
 
     return cache_features(
         FeatureStore(folder, _store_name(assistant, compute, decoding), compute.dtype),

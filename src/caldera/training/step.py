@@ -40,7 +40,7 @@ class StepReport:
 
     @property
     def skipped(self) -> bool:
-        """Whether no weight was changed, as the scaled gradients overflowed; the next step has half the scale."""
+        """If no weight was changed, as the scaled gradients overflowed; the next step has half the scale."""
         return self.grad_norm is None
 
 
