@@ -31,6 +31,7 @@ from caldera.annotations.class_names import class_phrase, class_words
         ("n02085620-Chihuahua", "a chihuahua"),
         ("001.Black_footed_Albatross", "a black footed albatross"),
         ("the Eiffel tower", "the eiffel tower"),
+        ("__", "a __"),
     ],
 )
 def test_a_phrase_fits_into_a_sentence(name: str, phrase: str) -> None:

@@ -52,6 +52,15 @@ def test_an_image_without_a_suffix_is_read(tmp_path: Path) -> None:
     assert set(labels_of(tmp_path)) == {"hat/0", "skirt/0.png"}
 
 
+def test_linked_folders_are_read(tmp_path: Path) -> None:
+    """A class may be a link to a folder elsewhere; a link that leads back is not followed."""
+    write_class_folders(tmp_path / "photos", {"hat": 1})
+    write_class_folders(tmp_path / "elsewhere", {"skirt": 1}, first=9)
+    (tmp_path / "photos" / "skirt").symlink_to(tmp_path / "elsewhere" / "skirt")
+    (tmp_path / "photos" / "hat" / "back").symlink_to(tmp_path / "photos")
+    assert set(labels_of(tmp_path / "photos")) == {"hat/0.png", "skirt/0.png"}
+
+
 def test_broken_images_are_an_error_or_skipped(tmp_path: Path) -> None:
     """The first ends the import, unless some may be skipped."""
     write_class_folders(tmp_path, {"hat": 3, "skirt": 3})
@@ -84,7 +93,13 @@ def test_identical_files_are_one_image(tmp_path: Path) -> None:
 
 
 def test_a_split_is_chosen_where_there_are_several(tmp_path: Path) -> None:
-    """Splits are never mixed; a single one needs no name."""
+    """Splits are never mixed; a single one needs no name, and a folder without any has none."""
+    write_class_folders(tmp_path / "plain", {"hat": 1, "skirt": 1})
+    with pytest.raises(
+        AnnotationError, match=r"plain has no split 'test': no folder above the class"
+    ):
+        read_labeled_images(tmp_path / "plain", SkippedItems(), LabelOptions(split="test"))
+    tmp_path = tmp_path / "splits"
     write_class_folders(tmp_path, {"train/hat": 1, "train/skirt": 1})
     assert set(labels_of(tmp_path)) == {"train/hat/0.png", "train/skirt/0.png"}
     write_class_folders(tmp_path, {"test/hat": 2, "test/skirt": 1}, first=50)

@@ -49,10 +49,13 @@ _VOWEL_LETTERS = frozenset("aefhilmnorsxAEFHILMNORSX")
 def class_words(name: str) -> str:
     """Return a class name as words: 'Long_Sleeve' -> 'long sleeve', 'n02085620-Chihuahua' -> 'chihuahua'."""
     words = _WORD_BREAK.split(_CLASS_NUMBER.sub("", name.strip(" ._-")))
-    return " ".join(
-        word if word.isupper() and 1 < len(word) <= _ACRONYM_LENGTH else word.lower()
-        for word in words
-        if word
+    return (
+        " ".join(
+            word if word.isupper() and 1 < len(word) <= _ACRONYM_LENGTH else word.lower()
+            for word in words
+            if word
+        )
+        or name
     )
 
 

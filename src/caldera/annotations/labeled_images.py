@@ -130,16 +130,29 @@ _Row = tuple[Path, tuple[str, ...]]
 
 def _class_files(root: Path, changes: Counter[str]) -> Iterator[_Row]:
     """Yield the images below class folders; other files are counted."""
-    for path in sorted(root.rglob("*")):
+    for path in _files_below(root, (root.resolve(),)):
         parts = path.relative_to(root).parts
-        if path.is_dir() or any(part.startswith((".", "__MACOSX")) for part in parts):
-            continue
         if not _should_be_image(path):
             changes["file that is no image not used"] += 1
         elif len(parts) == 1 or parts[-2].lower() in _SPLITS:
             changes["image outside of class folders not used"] += 1
         else:
             yield path, (parts[-2],)
+
+
+def _files_below(folder: Path, ancestors: tuple[Path, ...]) -> Iterator[Path]:
+    """Yield the files below a folder, in order, without hidden ones; links are followed unless they lead back."""
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        raise AnnotationError(f"cannot read {folder}: {error.strerror}; check the path") from error
+    for path in paths:
+        if path.name.startswith((".", "__MACOSX")):
+            continue
+        if not path.is_dir():
+            yield path
+        elif (target := path.resolve()) not in ancestors:
+            yield from _files_below(path, (*ancestors, target))
 
 
 def _should_be_image(path: Path) -> bool:
@@ -162,6 +175,10 @@ def _of_split(rows: list[_Row], root: Path, split: str | None) -> list[_Row]:
         by_split.setdefault(name, []).append((path, labels))
     names = ", ".join(name or "no split" for name in by_split)
     if split is not None:
+        if not by_split.keys() - {""}:
+            raise AnnotationError(
+                f"{root} has no split {split!r}: no folder above the class folders is called train, test or the like"
+            )
         if split not in by_split:
             raise UnknownNameError(f"split of {root}", split, by_split.keys() - {""})
         return by_split[split]

@@ -35,8 +35,8 @@ _PRESENCE_QUESTIONS = (
     "Does the photo show {}?",
     "Can you see {} in this photo?",
     "Do you see {} here?",
-    "Would you say that this is {}?",
-    "Could this be {}?",
+    "Would you say that this shows {}?",
+    "Could this be a photo of {}?",
 )
 
 
