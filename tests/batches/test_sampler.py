@@ -144,7 +144,7 @@ def test_where_images_connect_all_samples_only_first_images_are_separate(
     first_images = {sample.images[0] for sample in validation}
     assert not first_images & {sample.images[0] for sample in training}
     assert "held out for validation: 4 of 40 records" in caplog.text
-    assert "only 0 share no image with them" in caplog.text
+    assert "(0 share no image with the rest)" in caplog.text
 
 
 def test_where_chains_leave_few_separate_samples_whole_images_are_split_off(

@@ -1,5 +1,6 @@
 """A run's fingerprint changes with everything that decides its result and with nothing else; each is named."""
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -13,6 +14,7 @@ from PIL import Image
 from caldera.batches.samples import Sample
 from caldera.devices import DeviceConfig, Runtime
 from caldera.errors import UsageError
+from caldera.files.fingerprint import json_fingerprint
 from caldera.files.skipped_items import SkippedItems
 from caldera.images.anyres import SINGLE_VIEW
 from caldera.images.decoding import DEFAULT_DECODING, DecodingConfig
@@ -170,6 +172,34 @@ def test_the_validation_split_counts_by_its_size(
     smaller = fingerprint(assistant, photos, replace(FINETUNE, validation_size=0))
     assert larger.digest == before.digest
     assert smaller.changes(tmp_path, before.digest) == "validation_size was 3, is 0"
+
+
+def test_a_run_that_was_split_by_the_former_rule_is_not_resumed(
+    assistant: LlavaBundle, photos: Path, tmp_path: Path
+) -> None:
+    """Where chains of images leave few samples, whole images are held out now, and earlier runs have no such entry."""
+    for number in range(27):
+        shutil.copy(photos / "1.png", tmp_path / f"{number}.png")
+    chain = [(f"{n // 4}.png", f"{n // 4 + 1}.png") for n in range(100)]
+    samples = [
+        Sample(
+            f"r{n}",
+            (1, 2),
+            (1, 2),
+            tuple(tmp_path / name for name in names),
+            (SINGLE_VIEW,) * len(names),
+            (0,) * len(names),
+        )
+        for n, names in enumerate([*chain, ("26.png",)])
+    ]
+    stage = replace(FINETUNE, validation_size=10)
+    run = RunFingerprint(stage, assistant, samples, tmp_path, FP32, DEFAULT_DECODING)
+    run.write(tmp_path)
+    content = json.loads((tmp_path / "run.json").read_text())
+    assert content.pop("validation_rule") == "whole images"
+    (tmp_path / "run.json").write_text(json.dumps(content))
+    digest = json_fingerprint({name: content[name] for name in content if name != "limits"})
+    assert run.changes(tmp_path, digest) == "validation_rule was not set, is whole images"
 
 
 def test_a_difference_between_unknown_runs_is_still_one(

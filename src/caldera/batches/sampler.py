@@ -172,8 +172,8 @@ def _log_split(training: Sequence[Sample], validation: Sequence[Sample], split: 
     overlap = [sample for sample in training if not images.isdisjoint(sample.images)]
     shared = images.intersection(path for sample in overlap for path in sample.images)
     log.warning(
-        "%s, by the first image of each record, as records with several images connect the others (only %d share no "
-        "image with them); %d of the images are also in %d training records",
+        "%s, by the first image of each record, as records with several images connect the others (%d share no image "
+        "with the rest); %d of the images are also in %d training records",
         held_out,
         split.num_separate,
         len(shared),
