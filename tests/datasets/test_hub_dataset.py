@@ -1,13 +1,9 @@
 """Data sets named on the Hub: what of them is downloaded, imported, and recorded."""
 
-import json
 from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
 import pytest
 from PIL import Image
 
@@ -18,6 +14,7 @@ from caldera.datasets.origins import HubOrigin, read_origins
 from caldera.datasets.registry import import_dataset
 from caldera.errors import CalderaError
 from caldera.files.hub_errors import HubError
+from tests.datasets.hub_files import image_bytes, records, table
 from tests.hub_server import TOKEN, HubServer, Repo, use_hub
 
 NAME = "atelier/talks"
@@ -29,48 +26,6 @@ def hub(loopback: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iter
     with HubServer() as server:
         use_hub(monkeypatch, server.url, tmp_path / "cache")
         yield server
-
-
-def image_bytes(color: int) -> bytes:
-    """Return a small PNG file."""
-    stream = BytesIO()
-    Image.new("RGB", (6, 5), (color, 9, 99)).save(stream, "png")
-    return stream.getvalue()
-
-
-def records(*names: str) -> bytes:
-    """Return LLaVA's JSON of one record for each image."""
-    return json.dumps(
-        [
-            {
-                "id": name,
-                "image": name,
-                "conversations": [
-                    {"from": "human", "value": "<image>\nWhat is it?"},
-                    {"from": "gpt", "value": f"It is {name}."},
-                ],
-            }
-            for name in names
-        ]
-    ).encode()
-
-
-def table(*answers: str) -> bytes:
-    """Return a parquet file with an Image feature, as the `datasets` library writes it."""
-    rows = [
-        {
-            "images": [{"bytes": image_bytes(10 * index), "path": None}],
-            "texts": [{"user": "What is it?", "assistant": answer, "source": "own"}],
-        }
-        for index, answer in enumerate(answers)
-    ]
-    features = {"info": {"features": {"images": [{"_type": "Image"}]}}}
-    stream = BytesIO()
-    content = pyarrow.Table.from_pylist(rows).replace_schema_metadata(
-        {"huggingface": json.dumps(features)}
-    )
-    pyarrow.parquet.write_table(content, stream)
-    return stream.getvalue()
 
 
 def add(hub: HubServer, files: dict[str, bytes]) -> Repo:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from caldera.cli import app
+from tests.datasets.hub_files import records, table
+from tests.hub_server import HubServer, use_hub
 
 PAGE = Path(__file__).parents[2] / "docs" / "data.md"
 
@@ -58,17 +61,32 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_commands_on_the_data_page_work(folder: Path) -> None:
+@pytest.fixture
+def hub(loopback: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
+    """A Hub with the data sets of the page, tiny."""
+    with HubServer() as server:
+        use_hub(monkeypatch, server.url, tmp_path / "cache")
+        names = ("llava_instruct_150k.json", "conversation_58k.json")
+        files = {name: records("0.jpg") for name in names}
+        server.add("liuhaotian/LLaVA-Instruct-150K", files, repo_type="dataset")
+        tables = {f"{name}/train-00000-of-00001.parquet": table("a") for name in ("ai2d", "vqav2")}
+        server.add("HuggingFaceM4/the_cauldron", tables, repo_type="dataset")
+        yield server
+
+
+def test_the_commands_on_the_data_page_work(folder: Path, hub: HubServer) -> None:
     """One after the other, as they stand there; what one writes the next reads, and all of it passes the check."""
+    commit = hub.repos["dataset", "liuhaotian/LLaVA-Instruct-150K"].refs["main"]
     sessions = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
     about = re.compile(r"caldera data (import|mix|balance|stats|to-parquet)\b")
     lines = [line for session in sessions for line in session.splitlines() if about.match(line)]
-    assert len(lines) == 9
+    assert len(lines) == 12
     for line in lines:
-        result = CliRunner().invoke(app, line.split()[1:])
+        result = CliRunner().invoke(app, line.replace("COMMIT", commit).split()[1:])
         assert result.exit_code == 0, f"{line}\n{result.stderr}"
-    written = sorted(folder.glob("*.json"))
-    assert len(written) == 8
+    written = [path for path in sorted(folder.glob("*.json")) if "origins" not in path.name]
+    assert len(written) == 11
+    assert len([*folder.glob("*.origins.json")]) == 3
     for path in written:
         result = CliRunner().invoke(app, ["data", "check", str(path)])
         assert result.exit_code == 0, f"{path}\n{result.stderr}"

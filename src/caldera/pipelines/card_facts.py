@@ -86,7 +86,7 @@ def gather_facts(
         commands=training_commands(metadata, parents, recipe),
         evaluations=evaluations,
         tags=("caldera", "llava", "vision-language-model"),
-        transformers_class=None if unsupported else _TRANSFORMERS_CLASSES[model_type],
+        transformers_class=None if unsupported else _TRANSFORMERS_CLASSES.get(model_type),
         not_in_transformers=unsupported,
         limits=tuple(_limits(assistant, has_scores=bool(evaluations), is_drawn=_is_scene(recipe))),
     )
