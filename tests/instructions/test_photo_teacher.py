@@ -209,6 +209,27 @@ def test_captions_alone_give_records() -> None:
             teacher.write(kind, [AnnotatedImage("2", Path("2.jpg"), 0, 0, captions[:1])])
 
 
+def test_any_category_and_caption_can_be_written_about() -> None:
+    """Names with signs that mean something in patterns, and captions without words."""
+    names = ("c++ (old)", "[x", "a|b", "?", "person", "Hund")
+    boxes = [
+        Instance(name, Box(0.1 * index, 0.1, 0.1 * index + 0.4, 0.9))
+        for index, name in enumerate(names)
+        for _ in range(2)
+    ]
+    for captions in (
+        (),
+        ("...", "?!", "(", "[x] and c++ (old)", "c++ (olds)"),
+        ("a [x", "two [xs", "?s"),
+    ):
+        image = AnnotatedImage("1", Path(f"{len(captions)}.jpg"), 9, 9, captions, tuple(boxes))
+        teacher = PhotoTeacher(names)
+        assert write(teacher, "vqa", image)
+        assert write(teacher, "detail", image)
+        assert bool(write(teacher, "caption", image)) == bool(captions)
+        assert len(teacher.write("context", [image, random_image(1)])) > 0
+
+
 def test_records_follow_from_image_and_seed() -> None:
     """Not from other images or their order."""
     images = [random_image(number) for number in range(12)]

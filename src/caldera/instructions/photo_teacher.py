@@ -15,6 +15,7 @@ from pathlib import Path
 from caldera.annotations.annotated_image import AnnotatedImage
 from caldera.annotations.boxes import RELATION_PHRASES, position_phrase
 from caldera.annotations.english import count_phrase, join_with_and, number_word, plural, sentence
+from caldera.annotations.noun_phrases import word_set
 from caldera.instructions.caption_agreement import (
     Agreement,
     find_agreement,
@@ -62,7 +63,7 @@ class PhotoTeacher:
         self._cached: dict[Path, tuple[Facts, Agreement]] = {}
 
     def write(self, kind: Kind, images: Sequence[AnnotatedImage]) -> list[Exchange]:
-        """Write one dialogue, always the same for the same data set, images and seed."""
+        """Write one dialogue, always the same for the same categories, images and seed."""
         rng = self._rng(kind, images)
         writers = {
             "caption": self._caption,
@@ -172,7 +173,7 @@ class PhotoTeacher:
         return (short_answers if rng.random() < 0.7 else sentence_answers)(selected)
 
     def _questions_about_all(self, images: Sequence[AnnotatedImage]) -> list[Question]:
-        """Return the questions that need several images; their forms are of as many images."""
+        """Return the questions that need several images, all of which have boxes."""
         if not all(image.instances for image in images):
             return []
         facts = [self._known(image)[0] for image in images]
@@ -278,7 +279,9 @@ def _sentences_of_boxes(
 
 def _names_without_number(text: str, category: str, count: int) -> bool:
     """Return whether a text names a category in the plural, but not the number of its objects."""
-    plurals = f"{plural(category)}|{_PLURAL_PERSONS}" if category == "person" else plural(category)
+    plurals = re.escape(plural(category))
+    if category == "person":
+        plurals = f"{plurals}|{_PLURAL_PERSONS}"
     number = rf"\b(?:{number_word(count)}|{count})\b"
     return bool(re.search(rf"\b(?:{plurals})\b", text, re.I)) and not re.search(number, text, re.I)
 
@@ -297,19 +300,5 @@ def _name_in(text: str, category: str) -> str:
     return names[0] if category == "person" and names and names[0] in _PERSONS else category
 
 
-_PERSONS = (
-    "man",
-    "woman",
-    "boy",
-    "girl",
-    "child",
-    "lady",
-    "guy",
-    "player",
-    "skier",
-    "surfer",
-    "baby",
-    "kid",
-)
-
+_PERSONS = word_set("man woman boy girl child lady guy player skier surfer baby kid")
 _PLURAL_PERSONS = "men|women|children|kids|boys|girls|players|adults"
