@@ -63,13 +63,13 @@ def with_stored_dtype(folder: Path, compute: DeviceConfig) -> DeviceConfig:
     That is fp32, and on GPUs fp16: bf16 would round the weights.
 
     Args:
-        folder: A model folder, from `find_model`.
+        folder: A model folder, or that of a run.
         compute: A device and the precision that is fastest on it.
 
     Raises:
         ModelFormatError: It is not a model folder, or its weights cannot be listed.
     """
-    stored = stored_dtype(read_folder(folder).weights)
+    stored = stored_dtype(read_folder(find_model(folder)).weights)
     kept = (torch.float32,) if is_cpu(compute.device) else (torch.float32, torch.float16)
     return replace(compute, dtype=stored) if stored in kept else compute
 
