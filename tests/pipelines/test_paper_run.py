@@ -173,13 +173,12 @@ def test_an_earlier_stage_1_excludes_towers_and_captions(
 
 
 def test_missing_inputs_are_named_with_their_sources(inputs: UserInputs, tmp_path: Path) -> None:
-    """One message has every missing tower and data set, before a folder is created."""
+    """One message has every missing data set, and the towers that are downloaded, before a folder is created."""
     recipe = find_paper_recipe("llava_15_7b")
     with pytest.raises(UsageError) as caught:
         run(recipe, UserInputs(), tmp_path / "run")
     for text in (
-        "--vision FOLDER (openai/clip-vit-large-patch14-336 on the",
-        "--language FOLDER (lmsys/vicuna-7b-v1.5 on the",
+        "it downloads openai/clip-vit-large-patch14-336 (--vision replaces it) and lmsys/vicuna-7b-v1.5 (--language",
         "--pretrain-data FILE (LCS-558K: blip_laion_cc_sbu_558k.json, 558,128 records; liuhaotian/LLaVA-Pretrain on",
         "--data FILE (LLaVA-1.5's mix: llava_v1_5_mix665k.json, 665,000 records, with coco/train2017, gqa/images",
     ):
@@ -188,6 +187,11 @@ def test_missing_inputs_are_named_with_their_sources(inputs: UserInputs, tmp_pat
     with pytest.raises(UsageError) as caught:
         run(recipe, replace(inputs, data=None), tmp_path / "run")
     assert str(caught.value).count("FILE") == 1
+    assert "downloads openai" not in str(caught.value)
+    with pytest.raises(
+        UsageError, match=r"--language FOLDER \(lmsys/vicuna-7b-delta-v0, added to the"
+    ):
+        run(find_paper_recipe("llava_7b"), UserInputs(), tmp_path / "run")
 
 
 def test_errors_of_stage_2_are_found_before_stage_1(inputs: UserInputs, tmp_path: Path) -> None:
