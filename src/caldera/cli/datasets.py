@@ -304,7 +304,7 @@ def page(
     ignore_field: IgnoreField = None,
     max_bad_fraction: MaxBadFraction = 0.0,
 ) -> None:
-    """Write an HTML page of images beside all their records, to read before training.
+    """Write an HTML page of images next to all their records, to read before training.
 
     [bold]Examples[/bold]
 
