@@ -42,10 +42,13 @@ class Size:
 
     vocabulary: int
 
+    deviation: float = 0.02
+    """Standard deviation of the language model's weights; larger ones make attention, and so a wrong mask, count."""
+
 
 SIZES = {
-    "tiny": Size(64, 16, (64, 3, 2), (96, 3, 3, 1), 192, 8_192),
-    "26m": Size(112, 16, (384, 6, 6), (384, 8, 6, 2), 1024, 8_192),
+    "tiny": Size(64, 16, (64, 3, 2), (96, 3, 3, 1), 192, 8_192, 0.1),
+    "26m": Size(112, 16, (384, 6, 6), (384, 8, 6, 2), 1024, 8_192, 0.1),
     "1.1b": Size(336, 14, (1024, 24, 16), (2048, 22, 32, 4), 5632, 32_064),
     "7b": Size(336, 14, (1024, 24, 16), (4096, 32, 32, 32), 11_008, 32_064),
 }
@@ -72,6 +75,7 @@ def random_model(size: Size, device: torch.device, dtype: torch.dtype) -> LlavaB
             LlamaConfig(
                 vocab_size=size.vocabulary, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
                 num_key_value_heads=key_heads, intermediate_size=size.inner, max_position_embeddings=4096,
+                initializer_range=size.deviation,
             ),
             dtype=dtype,
         )  # fmt: skip
