@@ -97,7 +97,8 @@ def test_files_of_an_earlier_model_are_removed(
     hub: UploadServer, folder: Path, assistant: LlavaBundle, tmp_path: Path
 ) -> None:
     """Its other weight files and their index go, as a loader would take them; what is no model's stays."""
-    repo = hub.add(NAME, {"pictures/dog.jpg": b"jpg", "LICENSE": b"MIT", "README.md": b"old"})
+    others = {"adapters/model.safetensors": b"x", "lora.safetensors": b"y", "LICENSE": b"MIT"}
+    repo = hub.add(NAME, {**others, "README.md": b"old"})
     push(folder)
     save_model_folder(tmp_path / "small", assistant)
     target = find_target(NAME, private=False)
@@ -110,7 +111,7 @@ def test_files_of_an_earlier_model_are_removed(
     assert target.commit == repo.refs["main"]
     push(tmp_path / "small")
     names = {path.name for path in (tmp_path / "small").iterdir()}
-    assert files_of(hub).keys() == names | {"README.md", "LICENSE", "pictures/dog.jpg"}
+    assert files_of(hub).keys() == names | {"README.md", *others}
 
 
 STRAY = {

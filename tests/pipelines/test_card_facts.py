@@ -190,6 +190,18 @@ def test_what_is_not_recorded_is_unknown(assistant: LlavaBundle, tmp_path: Path)
     assert "caldera train" not in text
 
 
+def test_a_folder_of_transformers_records_no_parents(
+    assistant: LlavaBundle, tmp_path: Path
+) -> None:
+    """Without caldera.json there are no names to give: the card says so."""
+    save_model_folder(tmp_path / "model", assistant)
+    (tmp_path / "model" / "caldera.json").unlink()
+    text = render_card(gather_facts(tmp_path / "model", "workshop/assistant"))
+    assert "The models that this one was made from, and their licenses, are not recorded." in text
+    assert metadata_of(text)["license"] == "unknown"
+    assert "LlavaForConditionalGeneration" in text
+
+
 def test_a_license_is_unknown_where_a_parent_cannot_be_asked(model: Path) -> None:
     """Two parents have licenses, of which one cannot be read: the card has neither."""
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _MODEL_FILES = (
-    "caldera.json", "config.json", "generation_config.json", "*.safetensors", INDEX, "tokenizer.json",
+    "caldera.json", "config.json", "generation_config.json", "model*.safetensors", INDEX, "tokenizer.json",
     "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "vocab.txt", "merges.txt", "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
     "chat_template.jinja", "chat_template.json",
@@ -74,7 +74,8 @@ class Target:
     def removed_by(self, upload: Upload) -> list[str]:
         """Return the files of an earlier model that the new one does not have."""
         names = {file.name for file in upload.files}
-        return sorted(name for name in self.files - names if _matches(name, _MODEL_FILES))
+        top_level = {name for name in self.files if "/" not in name}
+        return sorted(name for name in top_level - names if _matches(name, _MODEL_FILES))
 
 
 def select_files(folder: Path, card: str) -> Upload:
@@ -110,8 +111,8 @@ def _why_left_out(path: Path, weights: set[str]) -> str:
         return "hidden"
     if path.is_dir():
         return "a folder"
-    if path.suffix == ".safetensors" and path.name not in weights:
-        return "not among the weights that are loaded"
+    if path.suffix == ".safetensors":
+        return "" if path.name in weights else "not among the weights that are loaded"
     return "" if _matches(path.name, (*_MODEL_FILES, *_TEXTS)) else "no file of a model"
 
 
