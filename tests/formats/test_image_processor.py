@@ -23,7 +23,9 @@ from transformers import (
     SiglipImageProcessorPil,
     ViTImageProcessorPil,
 )
-from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
+from transformers.models.auto.image_processing_auto import (  # type: ignore[attr-defined]
+    IMAGE_PROCESSOR_MAPPING_NAMES,
+)
 
 from caldera.errors import ModelFormatError
 from caldera.formats.image_processor import (

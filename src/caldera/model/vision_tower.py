@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.modeling_outputs import BaseModelOutput
 
 from caldera.errors import ModelFormatError
 
@@ -57,7 +57,8 @@ class VisionTower(nn.Module):
         """Whether training computes the hidden states again in the backward pass."""
         outputs = self._measure()
         hidden = self._select(outputs)
-        self.is_map = outputs.hidden_states[0].ndim == _MAP_AXES
+        states = outputs.hidden_states
+        self.is_map = states is not None and states[0].ndim == _MAP_AXES
         """Whether transformers gives the hidden states as maps, and not as sequences."""
         self.width = hidden.shape[-1]
         """Width of the features."""
@@ -87,7 +88,7 @@ class VisionTower(nn.Module):
             )
 
     @torch.no_grad()
-    def _measure(self) -> ModelOutput:
+    def _measure(self) -> BaseModelOutput:
         """Return the outputs for one empty image; running statistics of the tower do not change."""
         training = self.tower.training
         empty = torch.zeros((1, 3, self.side, self.side), device=self.tower.device)
@@ -103,20 +104,24 @@ class VisionTower(nn.Module):
         finally:
             self.tower.train(training)
 
-    def _run(self, pixels: Tensor) -> ModelOutput:
+    def _run(self, pixels: Tensor) -> BaseModelOutput:
         """Return the tower's outputs with all hidden states."""
         pixels = pixels.to(self.tower.dtype)
-        outputs: ModelOutput = self.tower(pixel_values=pixels, output_hidden_states=True)
+        outputs: BaseModelOutput = self.tower(pixel_values=pixels, output_hidden_states=True)
         return outputs
 
     def _encode(self, pixels: Tensor) -> Tensor:
         return self._select(self._run(pixels))
 
-    def _select(self, outputs: ModelOutput) -> Tensor:
+    def _select(self, outputs: BaseModelOutput) -> Tensor:
         """Return the selected hidden state, (views, positions, width) or (views, rows, columns, width)."""
         states = outputs.get("reshaped_hidden_states") or outputs.hidden_states
+        if not states:
+            raise ModelFormatError(
+                f"the vision tower ({self.tower.config.model_type}) gives no hidden states; choose one such as CLIP"
+            )
         if states[0].ndim == _MAP_AXES:
-            states = _complete_maps(states, outputs.last_hidden_state)
+            states = _complete_maps(states, outputs.get("last_hidden_state"))
         if not -len(states) <= self.select_layer < len(states):
             raise ModelFormatError(
                 f"the vision tower ({self.tower.config.model_type}) has no hidden state {self.select_layer}; it has 0 "
@@ -156,13 +161,13 @@ class VisionTower(nn.Module):
         return self
 
 
-def _complete_maps(states: tuple[Tensor, ...], last: Tensor) -> tuple[Tensor, ...]:
+def _complete_maps(states: tuple[Tensor, ...], last: Tensor | None) -> tuple[Tensor, ...]:
     """Return all maps of a tower as (views, rows, columns, width).
 
     Where the last map is none of the hidden states, as in EfficientNet and MobileNetV2, it is added at the end.
     """
     maps = _channels_last(states)
-    if last.ndim == _MAP_AXES:
+    if last is not None and last.ndim == _MAP_AXES:
         (last,) = _channels_last((last,))
         if last.shape != maps[-1].shape:
             maps += (last,)
