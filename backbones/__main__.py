@@ -23,7 +23,10 @@ def main() -> None:
     )
     parser.add_argument("--only", choices=sorted(BACKBONES), help="rebuild only this one")
     parser.add_argument(
-        "--start", type=Path, help="language model to continue from with the last phase"
+        "--start", type=Path, help="language model to continue from, with phase --from-phase"
+    )
+    parser.add_argument(
+        "--from-phase", type=int, default=1, help="first phase of the language model's training"
     )
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -37,12 +40,14 @@ def main() -> None:
 
         pretrain_vision(args.out / "scenes-vit", args.work, VisionPretraining())
     if args.only != "scenes-vit":
-        from backbones.language_pretraining import LanguagePretraining, pretrain_language
+        from backbones.language_pretraining import pretrain_language
+        from backbones.language_settings import LanguagePretraining
 
         settings = LanguagePretraining()
-        if args.start:
-            settings = replace(settings, phases=settings.phases[-1:])
-        pretrain_language(args.out / "scenes-llama", args.work, settings, args.start)
+        settings = replace(settings, phases=settings.phases[args.from_phase - 1 :])
+        if not settings.phases:
+            parser.error(f"--from-phase {args.from_phase}: there is no such phase")
+        pretrain_language(args.out / "scenes-llama", settings, args.start)
 
 
 if __name__ == "__main__":

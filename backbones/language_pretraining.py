@@ -1,20 +1,19 @@
 """Pretraining of a tiny LLaMA and its tokenizer on text about scenes, without images.
 
-Three phases: short questions and drills only, then all kinds of dialogues, and last the same with noise on the input.
-Most scenes are described by rows of cells with several words each, as image tokens will be.
+First short questions and drills only, then all kinds of dialogues, then the same with noise on the input; last, with
+comparisons of objects and of scenes. Most scenes are described by rows of cells with several words each, as image
+tokens will be.
 """
 
 import logging
 import random
 import re
-import subprocess
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -22,6 +21,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from backbones.corpus_reader import NO_WORD, DocumentEncoder, PackedReader, TokenRows, as_tensor
+from backbones.document_stream import stream_documents
+from backbones.language_settings import LanguagePretraining
 from backbones.optimization import (
     attention,
     autocast_matmul,
@@ -30,110 +32,46 @@ from backbones.optimization import (
     optimizer_step,
     save_fp16,
 )
-from backbones.patch_words import WORDS
-from backbones.text_corpus import (
-    DescriptionMix,
-    Document,
-    bags_of_words,
-    dialogue_document,
-    stream_documents,
-)
-from caldera.conversation import Conversation, read_conversations
-from caldera.scenes.coco_folder import write_scenes
+from backbones.patch_words import CENTER_TOKENS, WORDS
+from backbones.quizzes import annotate
+from backbones.references import ReferenceHead
+from backbones.text_corpus import DescriptionMix, bags_of_words, dialogue_document
+from caldera.annotations.annotated_image import AnnotationSet
+from caldera.conversation import Conversation
+from caldera.instructions.dialogues import Kind, generate_dialogues
+from caldera.instructions.scripted_teacher import ScriptedTeacher
 from caldera.scenes.drawing import glyph_shapes
-from caldera.scenes.scene import Scene, sample_scene
+from caldera.scenes.scene import OBJECT_KINDS, Scene, sample_scene
 
 log = logging.getLogger(__name__)
 
 START, END, UNKNOWN, PADDING = "<s>", "</s>", "<unk>", "<pad>"
 
-_KIND_SHARES = "conversation:0.4,detail:0.2,reasoning:0.3,vqa,context:0.6"
-_MAX_WORDS = 5
-"""Maximal number of words in a bag: kind, color, number and two for the position."""
+_KIND_SHARES: dict[Kind, float] = {
+    "conversation": 0.4,
+    "detail": 0.2,
+    "reasoning": 0.3,
+    "vqa": 1.0,
+    "context": 0.6,
+}
 
 _EMBEDDING_STD = 0.2
 """Standard deviation of new word embeddings. Drills were learned a little faster than with 0.02. They are not tied to
 the output: tied embeddings of the colors, which are similar as answers, collapsed (cosine 0.92 after 750 steps)."""
 
-_ALL_KINDS = ("vqa", "context", "conversation", "detail", "reasoning")
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Phase:
-    """A phase of the training."""
-
-    steps: int
-    mix: DescriptionMix
-    """Forms of the descriptions of scenes."""
-
-    kinds: tuple[str, ...]
-    """Kinds of the dialogues, the suffix of their id."""
-
-    noise: float = 0.0
-    """Standard deviation of the noise on the input of bags, relative to theirs; image tokens will be inexact too."""
-
-    restart_schedule: bool = False
-    """Whether the learning rate schedule restarts with this phase."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LanguagePretraining:
-    """Settings of the language model's pretraining."""
-
-    scenes: int = 20_000
-    seed: int = 8001
-    """Seed of the scenes; different from the demo's and the vision tower's."""
-
-    phases: tuple[Phase, ...] = (
-        Phase(steps=500, mix=DescriptionMix(bags=0.5, drills=1.0), kinds=("vqa",)),
-        Phase(steps=3000, mix=DescriptionMix(bags=0.7, drills=0.4), kinds=_ALL_KINDS),
-        Phase(
-            steps=1700,
-            mix=DescriptionMix(bags=0.85, drills=0.4),
-            kinds=_ALL_KINDS,
-            noise=0.3,
-            restart_schedule=True,
-        ),
-    )
-    rows: int = 16
-    row_length: int = 384
-    learning_rate: float = 1.5e-3
-    weight_decay: float = 0.1
-    warmup_steps: int = 200
-    prompt_weight: float = 0.1
-    """Weight of the loss on tokens outside answers."""
-
-    vocabulary: int = 1024
-    width: int = 192
-    inner_width: int = 512
-    layers: int = 4
-    heads: int = 3
-
-
-def read_scenes(work: Path, count: int, seed: int) -> tuple[list[Conversation], dict[str, Scene]]:
-    """Generate dialogues about new scenes with the command line, and return them with the scenes by image path."""
-    folder, file = work / f"scenes-{seed}", work / f"dialogues-{seed}.json"
-    if not folder.is_dir():
-        write_scenes(folder, "train", count, seed=seed)
-    if not file.is_file():
-        command = [
-            "data",
-            "generate",
-            "coco",
-            str(folder),
-            "--kinds",
-            _KIND_SHARES,
-            "--out",
-            str(file),
-        ]
-        subprocess.run([sys.executable, "-m", "caldera", *command, f"--seed={seed}"], check=True)
-    conversations = read_conversations(file)
-    paths = {path for conversation in conversations for path in conversation.images}
+def sample_dialogues(count: int, seed: int) -> tuple[list[Conversation], dict[str, Scene]]:
+    """Let the scripted teacher write dialogues about new scenes, and return them with the scenes by image path."""
     shapes = glyph_shapes()
-    return conversations, {
-        path: sample_scene(int(Path(path).stem) - 1, seed=seed, split="train", shapes=shapes)
-        for path in sorted(paths)
+    scenes = {
+        f"{index:06d}.jpg": sample_scene(index, seed=seed, split="train", shapes=shapes)
+        for index in range(count)
     }
+    images = tuple(annotate(scene, Path(path)) for path, scene in scenes.items())
+    annotations = AnnotationSet(images, tuple(OBJECT_KINDS))
+    teacher = ScriptedTeacher(annotations.categories, seed)
+    data = generate_dialogues(annotations, teacher, _KIND_SHARES, seed=seed, relative_to=Path())
+    return data.conversations, scenes
 
 
 def train_tokenizer(texts: Iterator[str], vocabulary: int) -> PreTrainedTokenizerFast:
@@ -159,69 +97,10 @@ def train_tokenizer(texts: Iterator[str], vocabulary: int) -> PreTrainedTokenize
         pad_token=PADDING,
         model_max_length=2048,
     )
+    tokenizer.add_tokens(list(CENTER_TOKENS))
     for word in WORDS:
         assert len(tokenizer.tokenize(f" {word}")) == 1, f"{word!r} should be one token"
     return tokenizer
-
-
-WordBag = tuple[int, ...]
-"""Token ids of one position: several words of a cell, otherwise one token."""
-
-_NO_WORD = -1
-"""Padding of a bag up to the maximal number of words."""
-
-
-class PackedReader:
-    """Rows of tokens of one length, cut from concatenated documents."""
-
-    def __init__(self, stream: Iterator[Document], tokenizer: PreTrainedTokenizerFast) -> None:
-        self._stream = stream
-        self._tokenizer = tokenizer
-        self._pool: list[tuple[list[WordBag], list[bool]]] = []
-
-    def rows(self, count: int, length: int) -> tuple[Tensor, Tensor]:
-        """Return ids, (count, length + 1, words), and a mask of answer tokens, (count, length + 1)."""
-        ids, masks = [], []
-        for _ in range(count):
-            row: list[WordBag] = []
-            mask: list[bool] = []
-            while len(row) <= length:
-                bags, answers = self._next_document()
-                row += bags
-                mask += answers
-            ids.append(as_tensor(row[: length + 1]))
-            masks.append(mask[: length + 1])
-        return torch.stack(ids), torch.tensor(masks)
-
-    def _next_document(self) -> tuple[list[WordBag], list[bool]]:
-        if not self._pool:
-            batch = list(islice(self._stream, 64))
-            self._pool = [encode(document, self._tokenizer) for document in batch]
-        return self._pool.pop()
-
-
-def encode(
-    document: Document, tokenizer: PreTrainedTokenizerFast
-) -> tuple[list[WordBag], list[bool]]:
-    """Return the ids of a document and a mask of its answer tokens."""
-    bags: list[WordBag] = [(tokenizer.bos_token_id,)]
-    answers = [False]
-    for segment in document:
-        new_bags: list[WordBag]
-        if segment.cells:
-            ids = tokenizer(list(segment.cells), add_special_tokens=False).input_ids
-            new_bags = [tuple(words[:_MAX_WORDS]) for words in ids]
-        else:
-            ids = tokenizer(segment.text, add_special_tokens=False).input_ids
-            new_bags = [(token,) for token in ids]
-        bags += new_bags
-        answers += [segment.answer] * len(new_bags)
-    return bags, answers
-
-
-def as_tensor(bags: Sequence[WordBag]) -> Tensor:
-    """Return padded bags, (tokens, words)."""
-    return torch.tensor([[*bag, *[_NO_WORD] * (_MAX_WORDS - len(bag))] for bag in bags])
 
 
 def embed(model: LlamaForCausalLM, ids: Tensor, noise: float = 0.0) -> Tensor:
@@ -230,7 +109,7 @@ def embed(model: LlamaForCausalLM, ids: Tensor, noise: float = 0.0) -> Tensor:
     The sum is divided by the square root of their number, so that a bag has the norm of a word. With `noise`, noise of
     that relative standard deviation is added to bags of several words, and their words get weights from 0.5 to 1.5.
     """
-    is_word = (ids != _NO_WORD).unsqueeze(-1)  # (rows, tokens, words, 1)
+    is_word = (ids != NO_WORD).unsqueeze(-1)  # (rows, tokens, words, 1)
     words = model.get_input_embeddings()(ids.clamp(min=0)) * is_word  # (rows, tokens, words, width)
     norm = is_word.sum(dim=2).sqrt()  # (rows, tokens, 1)
     if not noise:
@@ -252,10 +131,10 @@ def evaluate_answers(
     """Return the exact match accuracy of answers about held-out scenes, by kind of dialogue and of question."""
     model.eval()
     matches: dict[str, list[bool]] = defaultdict(list)
-    rng = random.Random(0)
+    rng, encode = random.Random(0), DocumentEncoder(tokenizer)
     for conversation in conversations:
         document = dialogue_document(conversation, scenes, end=END, mix=mix, rng=rng)
-        bags, answers = encode(document, tokenizer)
+        bags, answers, _ = encode(document)
         embedded = embed(model, as_tensor(bags).unsqueeze(0))
         predicted = model(inputs_embeds=embedded).logits[0].argmax(dim=-1).tolist()
         ids = [bag[0] for bag in bags]
@@ -275,11 +154,16 @@ def evaluate_answers(
 
 
 _QUESTION_PATTERNS = {
+    "altogether": r"together",
     "count": r"How many",
     "color": r"colour",
     "position": r"Where (?:is|in)|which part",
-    "relation": r"left|above|below",
+    "relation": r"to the (?:left|right)|above|below",
     "same place": r"same kind of place|setting of",
+    "more": r"has more",
+    "which image": r"Which picture shows",
+    "in both": r"both show|in both",
+    "found again": r"are in C|also in C",
 }
 """Types of questions by their wording."""
 
@@ -291,47 +175,53 @@ def _question_type(context: str) -> str:
     return next(types, "other")
 
 
-def pretrain_language(
-    out: Path, work: Path, settings: LanguagePretraining, start: Path | None = None
-) -> None:
+def pretrain_language(out: Path, settings: LanguagePretraining, start: Path | None = None) -> None:
     """Train tokenizer and model and save their folder.
 
     Args:
         out: The folder to write.
-        work: Folder of the scenes and dialogues.
         settings: Settings of the training.
         start: Folder of a tokenizer and model to continue from.
     """
     torch.manual_seed(settings.seed)
-    conversations, scenes = read_scenes(work, settings.scenes, settings.seed)
-    held_out, held_out_scenes = read_scenes(work, 150, settings.seed + 1)
+    conversations, scenes = sample_dialogues(settings.scenes, settings.seed)
+    held_out, held_out_scenes = sample_dialogues(150, settings.seed + 1)
     held_out = [item for item in held_out if item.id.endswith(("-vqa", "-context"))]
     if start:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(start)
-        model = LlamaForCausalLM.from_pretrained(start, dtype=torch.float32)
-        model.set_attn_implementation(attention())
+        tokenizer, model = open_start(start)
     else:
         tokenizer = train_tokenizer(
             _texts(conversations, scenes, settings.seed), settings.vocabulary
         )
         model = LlamaForCausalLM(_config(tokenizer, settings))
         nn.init.normal_(model.model.embed_tokens.weight, std=_EMBEDDING_STD)
-    optimizer = build_adamw(model, settings.learning_rate, settings.weight_decay, betas=(0.9, 0.95))
+        order_centers(model, tokenizer)
+    head = ReferenceHead(model.config.hidden_size)
+    trained = nn.ModuleList([model, head])
     rates = _learning_rates(settings)
-    step, start_time, total = 0, time.monotonic(), len(rates)
+    optimizer = build_adamw(trained, max(rates), settings.weight_decay, betas=(0.9, 0.95))
+    step, num_tokens, start_time, total = 0, 0, time.monotonic(), len(rates)
     for index, phase in enumerate(settings.phases):
         dialogues = [item for item in conversations if item.id.endswith(phase.kinds)]
         seed = settings.seed + index
         stream = stream_documents(dialogues, scenes, end=END, mix=phase.mix, seed=seed)
         reader = PackedReader(stream, tokenizer)
         for _ in range(phase.steps):
-            ids, answers = reader.rows(settings.rows, settings.row_length)
-            loss, answer_loss = _losses(model, ids, answers, settings.prompt_weight, phase.noise)
-            optimizer_step(loss, model, optimizer, rates[step])
+            rows = reader.rows(phase.rows, settings.row_length)
+            losses = compute_losses(model, head, rows, settings.prompt_weight, phase.noise)
+            loss = losses.weighted + settings.reference_weight * losses.references
+            optimizer_step(loss, trained, optimizer, rates[step])
             step += 1
+            num_tokens += phase.rows * settings.row_length
             if step % 50 == 0 or step == total:
-                speed = step * settings.rows * settings.row_length / (time.monotonic() - start_time)
-                log.info("language %5d  answers %.3f  %.0f tokens/s", step, answer_loss, speed)
+                speed = num_tokens / (time.monotonic() - start_time)
+                log.info(
+                    "language %5d  answers %.3f  references %.3f  %.0f tokens/s",
+                    step,
+                    losses.answers,
+                    losses.references,
+                    speed,
+                )
             if step % 250 == 0 or step == total:
                 scores = evaluate_answers(model, tokenizer, held_out, held_out_scenes, phase.mix)
                 log.info("language %5d  %s", step, scores)
@@ -339,18 +229,39 @@ def pretrain_language(
                 tokenizer.save_pretrained(out)
 
 
+def open_start(start: Path) -> tuple[PreTrainedTokenizerFast, LlamaForCausalLM]:
+    """Open a tokenizer and model to continue from; a model without tokens of centers gets them."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(start)
+    model = LlamaForCausalLM.from_pretrained(start, dtype=torch.float32)
+    model.set_attn_implementation(attention())
+    if tokenizer.add_tokens(list(CENTER_TOKENS)):
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        order_centers(model, tokenizer)
+    return tokenizer, model
+
+
+def order_centers(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Lay the embeddings of each axis' center tokens on a line, in their order, with some noise."""
+    embedding = model.model.embed_tokens.weight
+    ids = torch.tensor(tokenizer.convert_tokens_to_ids(list(CENTER_TOKENS))).view(2, -1)
+    steps = torch.linspace(-2, 2, ids.shape[1])  # (bins,)
+    with torch.no_grad():
+        for axis in ids:
+            line = torch.outer(steps, torch.randn(embedding.shape[1]))  # (bins, width)
+            embedding[axis] = _EMBEDDING_STD * (line + 0.3 * torch.randn(line.shape))
+
+
 def _learning_rates(settings: LanguagePretraining) -> list[float]:
     """Return the learning rate of every step, with one schedule for all phases up to the next restart."""
-    schedules: list[int] = []
+    schedules: list[list[float]] = []
     for phase in settings.phases:
         if phase.restart_schedule or not schedules:
-            schedules.append(0)
-        schedules[-1] += phase.steps
+            schedules.append([])
+        schedules[-1] += [phase.learning_rate] * phase.steps
     return [
-        settings.learning_rate
-        * cosine_schedule(step, steps, min(settings.warmup_steps, steps // 5))
-        for steps in schedules
-        for step in range(steps)
+        peak * cosine_schedule(step, len(peaks), min(settings.warmup_steps, len(peaks) // 5))
+        for peaks in schedules
+        for step, peak in enumerate(peaks)
     ]
 
 
@@ -383,17 +294,38 @@ def _config(tokenizer: PreTrainedTokenizerFast, settings: LanguagePretraining) -
     return config
 
 
-def _losses(
-    model: LlamaForCausalLM, ids: Tensor, answers: Tensor, prompt_weight: float, noise: float = 0.0
-) -> tuple[Tensor, float]:
-    """Return the weighted loss, and the plain mean over answers, in nats per token."""
+class Losses(NamedTuple):
+    """Losses of token rows."""
+
+    weighted: Tensor
+    """Cross entropy of next tokens, weighted, in nats per token."""
+
+    references: Tensor
+    """Loss of the reference head."""
+
+    answers: float
+    """Plain mean of the cross entropy over answers."""
+
+
+def compute_losses(
+    model: LlamaForCausalLM,
+    head: ReferenceHead,
+    rows: TokenRows,
+    prompt_weight: float,
+    noise: float = 0.0,
+) -> Losses:
+    """Return the losses of token rows."""
+    ids = rows.ids
     with autocast_matmul():
         inputs = embed(model, ids[:, :-1], noise)
-        logits = model(inputs_embeds=inputs).logits  # (rows, tokens, vocabulary)
+        output = model(inputs_embeds=inputs, output_hidden_states=True)
+    middle = output.hidden_states[model.config.num_hidden_layers // 2]  # (rows, tokens, width)
+    references = head(middle, rows.references[:, :-1])
     targets = ids[:, 1:, 0].flatten()  # (rows * tokens,)
-    losses = cross_entropy(logits.float().flatten(0, 1), targets, reduction="none")
-    in_answer = answers[:, 1:].flatten()  # (rows * tokens,)
+    losses = cross_entropy(output.logits.float().flatten(0, 1), targets, reduction="none")
+    in_answer = rows.answers[:, 1:].flatten()  # (rows * tokens,)
     # Bags of several words are not predicted.
-    is_token = ids[:, 1:, 1].flatten() == _NO_WORD
+    is_token = ids[:, 1:, 1].flatten() == NO_WORD
     weights = in_answer.float().clamp(min=prompt_weight) * is_token
-    return (losses * weights).sum() / weights.sum(), float(losses[in_answer].detach().mean())
+    weighted = (losses * weights).sum() / weights.sum()
+    return Losses(weighted, references, float(losses[in_answer].detach().mean()))

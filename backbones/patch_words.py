@@ -31,6 +31,13 @@ WORDS: tuple[str, ...] = (
 )
 """The vocabulary of the cells."""
 
+_CENTER_BINS = 16
+
+CENTER_TOKENS: tuple[str, ...] = tuple(
+    f"<{axis}{number}>" for axis in "xy" for number in range(_CENTER_BINS)
+)
+"""Tokens of the center of an object, from left to right and from top to bottom."""
+
 _MIN_COVERAGE = 0.25
 """Fraction of a cell that an object must cover to be its label."""
 
@@ -38,6 +45,24 @@ _MIN_COVERAGE = 0.25
 def patch_labels(scene: Scene) -> list[tuple[str, ...]]:
     """Return the words of each cell, row by row: those of the object that covers most of it, else the setting."""
     return [object_words(*label) if label else (scene.setting,) for label in _cells(scene)]
+
+
+def center_tokens(scene: Scene) -> list[str]:
+    """Return the tokens of the center of each cell's object, row by row; without an object, of the cell's own."""
+    return [
+        _center_token(label[1].box.center if label else _cell_center(cell))
+        for cell, label in enumerate(_cells(scene))
+    ]
+
+
+def _cell_center(cell: int) -> tuple[float, float]:
+    row, column = divmod(cell, GRID)
+    return (column + 0.5) / GRID, (row + 0.5) / GRID
+
+
+def _center_token(center: tuple[float, float]) -> str:
+    across, down = (min(_CENTER_BINS - 1, int(_CENTER_BINS * value)) for value in center)
+    return f"<x{across}><y{down}>"
 
 
 def object_words(group: ObjectGroup, scene_object: SceneObject) -> tuple[str, ...]:

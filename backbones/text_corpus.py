@@ -5,10 +5,10 @@ with positions, or bags of words, one for each cell of a grid over the scene, at
 """
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from backbones.patch_words import patch_labels
+from backbones.patch_words import center_tokens, patch_labels
 from caldera.annotations.boxes import position_of
 from caldera.annotations.english import join_with_and, number_word
 from caldera.conversation import Conversation, ImageRef
@@ -32,16 +32,19 @@ class CorpusSegment:
     cells: tuple[str, ...] = ()
     """Instead of text: bags of words; each is one position, embedded as the sum of its words."""
 
+    scene: Scene | None = None
+    """The scene that cells describe."""
+
 
 Document = list[CorpusSegment]
 
 
 def bags_of_words(scene: Scene, rng: random.Random) -> tuple[str, ...]:
-    """Return the words of each cell of the grid, row by row, with some words dropped at random."""
+    """Return the words of each cell of the grid, row by row, some dropped at random, and the tokens of its center."""
     bags = []
-    for words in patch_labels(scene):
+    for words, center in zip(patch_labels(scene), center_tokens(scene), strict=True):
         remaining = [word for word in words if len(words) == 1 or rng.random() >= _WORD_DROPOUT]
-        bags.append("".join(f" {word}" for word in remaining or words[:1]))
+        bags.append("".join(f" {word}" for word in remaining or words[:1]) + center)
     return tuple(bags)
 
 
@@ -60,15 +63,24 @@ class DescriptionMix:
 
     captions: float = 0.1
 
+    captioned: float = 0.0
+    """Bags with a caption alone between two dialogues, on average."""
+
     drills: float = 0.0
     """Drills between two dialogues, on average."""
+
+    comparisons: float = 0.0
+    """Comparison drills between two dialogues, on average."""
+
+    quizzes: float = 0.0
+    """Quizzes between two dialogues, on average."""
 
 
 def describe_scene(scene: Scene, mix: DescriptionMix, rng: random.Random) -> CorpusSegment:
     """Describe a scene in one of the three forms."""
     choice = rng.random()
     if choice < mix.bags:
-        return CorpusSegment("", cells=bags_of_words(scene, rng))
+        return CorpusSegment("", cells=bags_of_words(scene, rng), scene=scene)
     if choice < 1 - mix.captions:
         return CorpusSegment(_list_objects(scene, rng))
     return CorpusSegment(" ".join(captions_of(scene)))
@@ -137,36 +149,3 @@ def dialogue_document(
                 segments.append(CorpusSegment(part))
         segments.append(CorpusSegment(" ASSISTANT:"))
     return segments
-
-
-def stream_documents(
-    conversations: Sequence[Conversation],
-    scenes: Mapping[str, Scene],
-    *,
-    end: str,
-    mix: DescriptionMix,
-    seed: int,
-) -> Iterator[Document]:
-    """Yield documents forever: dialogues, in a new order and with new descriptions each epoch; captions; drills.
-
-    Args:
-        conversations: Dialogues about the scenes.
-        scenes: Scenes by the path of their image.
-        end: End token after each answer.
-        mix: Forms of the descriptions; half as often as in dialogues, bags come with a caption alone.
-        seed: Seed of all random choices.
-    """
-    rng = random.Random(f"documents {seed}")
-    all_scenes = list(scenes.values())
-    while True:
-        for conversation in rng.sample(conversations, len(conversations)):
-            yield dialogue_document(conversation, scenes, end=end, mix=mix, rng=rng)
-            if rng.random() < mix.bags / 2:
-                scene = rng.choice(all_scenes)
-                caption = rng.choice(captions_of(scene))
-                yield [
-                    CorpusSegment("", cells=bags_of_words(scene, rng)),
-                    CorpusSegment(f"{caption}\n", answer=True),
-                ]
-            if rng.random() < mix.drills:
-                yield drill_document(rng.choices(all_scenes, k=rng.choice((1, 1, 2, 3))), mix, rng)

@@ -114,7 +114,7 @@ def main() -> None:
             print(f"  {name:9} {accuracy:6.1%}  ({most_frequent:.1%})")
         print("scenes-llama: short answers about scenes described by bags")
         for name, accuracy in probe_language(args.ask_about).items():
-            print(f"  {name:9} {accuracy:6.1%}")
+            print(f"  {name:13} {accuracy:6.1%}")
 
 
 if __name__ == "__main__":

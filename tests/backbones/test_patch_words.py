@@ -5,7 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from backbones.patch_words import GRID, WORDS, patch_coverage, patch_labels
+from backbones.patch_words import (
+    CENTER_TOKENS,
+    GRID,
+    WORDS,
+    center_tokens,
+    patch_coverage,
+    patch_labels,
+)
 from caldera.annotations.boxes import position_of
 from caldera.scenes.drawing import glyph_shapes
 from caldera.scenes.scene import OBJECT_KINDS, SIDE, ObjectGroup, Scene, SceneObject, sample_scene
@@ -88,3 +95,22 @@ def test_an_object_within_one_cell_covers_only_that_cell() -> None:
     coverage = patch_coverage(SceneObject(5 * CELL + 3, 2 * CELL + 1, 11, 7, mirrored=False))
     assert coverage[2 * GRID + 5] == 1
     assert np.count_nonzero(coverage) == 1
+
+
+def test_center_tokens_divide_the_image_into_sixteen_bins_on_each_axis(
+    scenes: list[Scene],
+) -> None:
+    """Cells of an object have its center, all others their own."""
+    for scene in scenes:
+        boxes = {
+            group.kind.name: [item.box for item in group.objects] for group, _ in scene.objects
+        }
+        labels = patch_labels(scene)
+        for cell, (words, token) in enumerate(zip(labels, center_tokens(scene), strict=True)):
+            row, column = divmod(cell, GRID)
+            centers = [((column + 0.5) / GRID, (row + 0.5) / GRID)]
+            if len(words) > 1:
+                centers = [box.center for box in boxes[words[0]]]
+            expected = {f"<x{int(16 * across)}><y{int(16 * down)}>" for across, down in centers}
+            assert token in expected
+            assert set(token.replace("><", "> <").split()) <= set(CENTER_TOKENS)

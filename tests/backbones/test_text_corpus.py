@@ -6,7 +6,8 @@ from itertools import islice, pairwise
 
 import pytest
 
-from backbones.patch_words import GRID, patch_labels
+from backbones.document_stream import stream_documents
+from backbones.patch_words import GRID, center_tokens, patch_labels
 from backbones.text_corpus import (
     DescriptionMix,
     Document,
@@ -14,7 +15,6 @@ from backbones.text_corpus import (
     describe_scene,
     dialogue_document,
     drill_document,
-    stream_documents,
 )
 from caldera.annotations.boxes import position_of
 from caldera.conversation import IMAGE_PLACEHOLDER, Conversation, ImageRef, Turn
@@ -68,11 +68,15 @@ def kinds(scene: Scene) -> set[str]:
 
 
 def test_a_bag_has_the_words_of_its_cell(scenes: dict[str, Scene]) -> None:
-    """One word in ten is dropped; a cell without an object has the setting."""
+    """One word in ten is dropped; a cell without an object has the setting. The center is never dropped."""
     num_words = num_labels = 0
     for scene in list(scenes.values())[:12]:
-        for labels, bag in zip(patch_labels(scene), bags_of_words(scene, rng()), strict=True):
-            words = bag.removeprefix(" ").split(" ")
+        bags = bags_of_words(scene, rng())
+        for labels, center, bag in zip(
+            patch_labels(scene), center_tokens(scene), bags, strict=True
+        ):
+            assert bag.endswith(center)
+            words = bag.removesuffix(center).removeprefix(" ").split(" ")
             assert words
             assert len(set(words)) == len(words)
             assert set(words) <= set(labels)
@@ -156,7 +160,9 @@ def test_several_images_stay_in_place(scenes: dict[str, Scene]) -> None:
 def stream(scenes: dict[str, Scene], bags: float = 0.6, seed: int = 9) -> Iterator[Document]:
     """Return a stream of documents about the scenes."""
     dialogues = [dialogue(path, name=f"{path}-vqa") for path in scenes]
-    return stream_documents(dialogues, scenes, end=END, mix=DescriptionMix(bags=bags), seed=seed)
+    return stream_documents(
+        dialogues, scenes, end=END, mix=DescriptionMix(bags=bags, captioned=0.3), seed=seed
+    )
 
 
 def test_no_document_contains_an_image(scenes: dict[str, Scene]) -> None:
@@ -233,7 +239,7 @@ def test_every_dialogue_occurs_once_per_epoch(scenes: dict[str, Scene]) -> None:
 
 
 def test_bags_alone_are_followed_by_a_caption_of_their_scene(scenes: dict[str, Scene]) -> None:
-    """They are half as frequent as bags in dialogues, and the caption is the answer."""
+    """They are as frequent as the mix says, and the caption is the answer."""
     documents = list(islice(stream(scenes, bags=0.6), 1300))
     captioned = [document for document in documents if len(document) == 2]
     assert len(captioned) == pytest.approx(300, abs=60)
@@ -241,7 +247,7 @@ def test_bags_alone_are_followed_by_a_caption_of_their_scene(scenes: dict[str, S
         assert not words.answer
         assert caption.answer
         assert any(
-            {word for cell in words.cells for word in cell.split()}
+            {word for cell in words.cells for word in cell.partition("<")[0].split()}
             <= {scene.setting, *COLORS, *kinds(scene), *PLACES_AND_NUMBERS}
             for scene in scenes.values()
             if caption.text.removesuffix("\n") in captions_of(scene)

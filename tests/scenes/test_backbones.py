@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, CLIPVisionModel, LlamaForCausalLM
 
-from backbones.language_pretraining import LanguagePretraining
+from backbones.language_settings import LanguagePretraining
 from backbones.vision_pretraining import SIDE, VisionPretraining
 from caldera.errors import UnknownNameError
 from caldera.recipes.demo import demo
