@@ -291,6 +291,18 @@ def test_a_full_disk_keeps_what_was_downloaded(server: HubServer, cache: Path) -
     assert sum(server.sent.values()) == len(WEIGHTS) - 200_000
 
 
+def test_a_cache_that_cannot_be_used_is_named(server: HubServer, cache: Path) -> None:
+    """A file in its place is an OutputError; a damaged reference is replaced."""
+    cache.write_text("no folder")
+    with pytest.raises(OutputError, match=r"cannot write \S+/hub: (File exists|Not a directory)"):
+        fetch()
+    cache.unlink()
+    storage = cache / "models--org--model"
+    (storage / "refs").mkdir(parents=True)
+    (storage / "refs" / "main").write_bytes(b"\xff../..")
+    assert fetch().commit == (storage / "refs" / "main").read_text()
+
+
 def test_a_cut_body_is_resumed_where_it_ended(server: HubServer) -> None:
     """No byte is transferred twice."""
     server.faults.append(on("/cdn/", lambda: Answer(WEIGHTS, cut=100_000), times=1))

@@ -134,7 +134,12 @@ def find_snapshot(name: HubName, choose: Choose) -> Snapshot:
     """
     from huggingface_hub import constants
 
-    cached = _cached_snapshot(name, choose)
+    try:
+        cached = _cached_snapshot(name, choose)
+    except OSError as error:
+        raise HubError(
+            f"cannot read the cache {_cache()}: {error.strerror}; check HF_HUB_CACHE"
+        ) from None
     if cached is not None and cached.commit == name.revision:
         return cached
     if constants.is_offline_mode():
@@ -172,7 +177,7 @@ def download(snapshots: Sequence[Snapshot], progress: Progress) -> None:
             _fetch_all(snapshot, files, progress)
         ref = _ref(snapshot.name)
         if snapshot.commit != ref.name and (
-            not ref.is_file() or ref.read_text() != snapshot.commit
+            not ref.is_file() or ref.read_text(errors="replace") != snapshot.commit
         ):
             # Only now does the name mean this commit offline: an older complete one was usable until here.
             write_atomic(ref, snapshot.commit)
@@ -282,7 +287,13 @@ def _listed_file(entry: Any) -> HubFile | None:  # noqa: ANN401 - the class diff
 def _cached_snapshot(name: HubName, choose: Choose) -> Snapshot | None:
     """Return the snapshot in the cache, if it has all files that are needed."""
     ref = _ref(name)
-    commit = ref.name if _COMMIT.fullmatch(ref.name) else ref.read_text() if ref.is_file() else ""
+    commit = (
+        ref.name
+        if _COMMIT.fullmatch(ref.name)
+        else ref.read_text(errors="replace")
+        if ref.is_file()
+        else ""
+    )
     snapshot = Snapshot(name, commit.strip(), ())
     if not _COMMIT.fullmatch(snapshot.commit) or not snapshot.folder.is_dir():
         return None
