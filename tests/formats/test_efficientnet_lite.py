@@ -74,13 +74,15 @@ def test_squeeze_and_excitation_passes_everything(assistant: LlavaBundle) -> Non
 def test_it_tells_products_apart(assistant: LlavaBundle, third_party: Path) -> None:
     """The nearest of ten classes' mean features, from ten photos each, is right for most of 100 other photos."""
     features: list[Tensor] = []
-    for kind in sorted(path for path in (third_party / "clothing_train").iterdir() if path.is_dir()):
+    for kind in sorted(
+        path for path in (third_party / "clothing_train").iterdir() if path.is_dir()
+    ):
         photos = [Image.open(path).convert("RGB") for path in sorted(kind.iterdir())[:20]]
         pixels = torch.cat([assistant.processor(photo) for photo in photos])
         features.append(assistant.model.vision(pixels).mean(dim=1))  # (photos, width)
-    means = torch.stack([photos[:10].mean(dim=0) for photos in features])  # (classes, width)
+    class_means = torch.stack([photos[:10].mean(dim=0) for photos in features])  # (classes, width)
     right = [
-        float((torch.cdist(photos[10:], means).argmin(dim=1) == kind).float().mean())
+        float((torch.cdist(photos[10:], class_means).argmin(dim=1) == kind).float().mean())
         for kind, photos in enumerate(features)
     ]
     assert np.mean(right) > 0.6  # chance is 0.1

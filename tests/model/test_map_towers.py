@@ -330,7 +330,7 @@ def test_gradient_checkpointing_changes_no_gradient(
     """Layer by layer where transformers can, else the tower as a whole, whose activations are not kept."""
     model = assemble(folder_of(name, tmp_path / "tower"), language_folder, seed=3).model
     model.train()
-    pixels, gradients, kept = torch.randn(2, 3, SIDE, SIDE), [], []
+    pixels, gradients, saved_bytes = torch.randn(2, 3, SIDE, SIDE), [], []
     for enabled in (False, True):
         model.set_gradient_checkpointing(enabled)
         model.zero_grad()
@@ -345,9 +345,9 @@ def test_gradient_checkpointing_changes_no_gradient(
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             loss = model.vision(pixels).square().mean()
         loss.backward()
-        kept.append(saved)
+        saved_bytes.append(saved)
         gradients.append([w.grad.clone() for w in model.vision.parameters() if w.grad is not None])
-    assert kept[1] < kept[0] / 2
+    assert saved_bytes[1] < saved_bytes[0] / 2
     for plain, checkpointed in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, checkpointed)
 

@@ -160,17 +160,17 @@ def _timm_settings(content: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of timm's evaluation as those of CLIP's class; what timm would fill in has to be there."""
     _, height, width = content["input_size"]
     fraction, mode = content["crop_pct"], content.get("crop_mode", "center")
-    whole = mode == "squash" and fraction == 1
-    if not (whole or mode == "center") or height != width:
+    squeezes = mode == "squash" and fraction == 1
+    if not (squeezes or mode == "center") or height != width:
         raise ValueError(
             f"crop_mode {mode!r} with crop_pct {fraction} and input_size {content['input_size']} is not supported"
         )
     square = {"height": height, "width": width}
     return {
         "image_processor_type": "CLIPImageProcessor",
-        "size": square if whole else {"shortest_edge": math.floor(height / fraction)},
+        "size": square if squeezes else {"shortest_edge": math.floor(height / fraction)},
         "crop_size": square,
-        "do_center_crop": not whole,
+        "do_center_crop": not squeezes,
         "image_mean": content["mean"],
         "image_std": content["std"],
         "resample": Image.Resampling[content["interpolation"].upper()],
