@@ -173,7 +173,7 @@ def finetune(
     from caldera.formats.hub_models import pinned_folders
     from caldera.formats.open_model import load_model
 
-    start = load_model(*pinned_folders(model, file=out / "hub.json"))
+    start = load_model(pinned_folders(model, file=out / "hub.json")[0])
     runtime = runtime_from(device, dtype, workers)
     _train(stage, start, records, out, runtime, resume=resume)
 

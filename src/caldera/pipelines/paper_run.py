@@ -110,7 +110,7 @@ def run_paper_recipe(
 def _initial_model(recipe: PaperRecipe, inputs: UserInputs, out: Path) -> LlavaBundle:
     """Load the model of an earlier stage 1, or join the two towers with a fresh projector."""
     if inputs.stage1_model:
-        assistant = load_model(*pinned_folders(inputs.stage1_model, file=out / "hub.json"))
+        assistant = load_model(pinned_folders(inputs.stage1_model, file=out / "hub.json")[0])
         for name in ("projector", "vision_feature_layer"):
             actual, expected = getattr(assistant.card, name), getattr(recipe, name)
             if actual != expected:
