@@ -15,7 +15,7 @@ def test_recipes_are_listed_and_described(call: Callable[..., CommandResult]) ->
     listed = call("recipes")
     assert listed.returncode == 0, listed.stderr
     described = json.loads(call("recipes", "--json").stdout)
-    assert len(described) == 10
+    assert len(described) == 11
     assert all(recipe["name"] in listed.stdout for recipe in described)
     assert "6.74 B" in listed.stdout
     [llava] = [recipe for recipe in described if recipe["name"] == "llava_15_7b"]

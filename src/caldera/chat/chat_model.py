@@ -70,8 +70,8 @@ def with_stored_dtype(folder: Path, compute: DeviceConfig) -> DeviceConfig:
         ModelFormatError: It is not a model folder, or its weights cannot be listed.
     """
     stored = stored_dtype(read_folder(find_model(folder)).weights)
-    kept = (torch.float32,) if is_cpu(compute.device) else (torch.float32, torch.float16)
-    return replace(compute, dtype=stored) if stored in kept else compute
+    runnable = (torch.float32,) if is_cpu(compute.device) else (torch.float32, torch.float16)
+    return replace(compute, dtype=stored) if stored in runnable else compute
 
 
 _QUEUE_SECONDS = 0.02

@@ -109,7 +109,7 @@ class ImportRequest:
 
     @property
     def sources(self) -> dict[str, str]:
-        """Where the folders are from, by role: their names on the Hub with the commit, else their own names."""
+        """Origins of the folders by role: their names on the Hub with the commit, else their own names."""
         folders = {
             "source": self.source,
             "base": self.base,
