@@ -13,7 +13,7 @@ def demo() -> SceneRecipe:
         scenes=SceneCounts(train=5500, held_out=160),
         pretrain_mix=InstructionMix(caption=1.0),
         finetune_mix=InstructionMix(
-            caption=0.1, conversation=0.12, detail=0.06, reasoning=0.1, vqa=0.6, context=0.3
+            caption=0.2, conversation=0.12, detail=0.06, reasoning=0.1, vqa=0.6, context=0.3
         ),
         vision="scenes-vit",
         language="scenes-llama",
@@ -21,7 +21,7 @@ def demo() -> SceneRecipe:
             PRETRAIN,
             learning_rate=2e-3,
             batch_size=32,
-            epochs=3,
+            epochs=2,
             calibrate_projector=True,
             validation_size=128,
             eval_every=50,
@@ -29,9 +29,10 @@ def demo() -> SceneRecipe:
         ),
         finetune=replace(
             FINETUNE,
-            learning_rate=5e-4,
-            projector_learning_rate=1e-3,
+            learning_rate=7e-4,
+            projector_learning_rate=2e-3,
             batch_size=16,
+            epochs=2,
             calibrate_projector=True,
             validation_size=128,
             eval_every=50,
@@ -52,12 +53,13 @@ def demo_smollm2() -> SceneRecipe:
         finetune_mix=InstructionMix(
             vqa=0.6, context=0.25, conversation=0.05, detail=0.05, reasoning=0.05
         ),
-        pretrain=replace(base.pretrain, learning_rate=2e-4, batch_size=16),
+        pretrain=replace(base.pretrain, learning_rate=2e-4, batch_size=16, epochs=3),
         finetune=replace(
             base.finetune,
             learning_rate=1e-4,
             projector_learning_rate=2e-4,
             batch_size=16,
+            epochs=1,
             micro_batch_size=4,
         ),
         questions=QuestionCounts(per_image=4, context_per_image=1, captioned=20),
