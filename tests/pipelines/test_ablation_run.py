@@ -39,6 +39,14 @@ def tiny(vision: Path, language: Path) -> SceneRecipe:
 def test_scores_of_version_0_1_are_reused(tmp_path: Path) -> None:
     """The scores of a variant in `marks.json`, with its former fingerprint, are not computed again."""
     recipe, out = base_recipe(), tmp_path / "ablations"
+    recipe = replace(  # with the settings of version 0.1
+        recipe,
+        pretrain=replace(recipe.pretrain, epochs=3),
+        finetune=replace(
+            recipe.finetune, epochs=1, learning_rate=5e-4, projector_learning_rate=1e-3
+        ),
+        finetune_mix=replace(recipe.finetune_mix, caption=0.1),
+    )
     folder = out / "whole" / "seed-0"
     folder.mkdir(parents=True)
     scores = {"count": {"a": 1.0, "b": 0.0}, "with reasons": {"c": 1.0}}

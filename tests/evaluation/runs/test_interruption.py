@@ -73,6 +73,8 @@ def check_message(message: str, number: int, out: Path) -> int:
     return int(match[1])
 
 
+# What a signal raises inside a callback of the garbage collector, Python prints and drops.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_model_stopped_at_any_moment_resumes_to_the_same_bytes(
     assistant: LlavaBundle, photos: Path, tmp_path: Path
 ) -> None:
