@@ -72,7 +72,7 @@ def import_dataset(
 
     Args:
         kind: Name of the importer.
-        source: File or folder; a text may name a data set on the Hugging Face Hub, ORG/NAME[@REVISION][:FILE], whose
+        source: File or folder; a text may name a data set on the Hugging Face Hub, `ORG/NAME@REVISION:FILE`, whose
             commit is recorded next to `out`.
         out: The data file.
         options: Options of the importer.
