@@ -1,9 +1,9 @@
 """Reader of parquet files, and of files and folders that the `datasets` library saved."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from caldera.errors import InputError
 from caldera.extras import require_extra
@@ -20,6 +20,8 @@ _NO_SPLITS = ("data", "part")
 """Starts of file names that name no split; there the folder does."""
 
 _BATCH_ROWS = 100
+
+_File = TypeVar("_File", bound=PurePath)
 
 
 def is_arrow_data(path: Path) -> bool:
@@ -73,26 +75,35 @@ def _batches(file: Path) -> "Iterator[RecordBatch]":
             yield from ipc.open_stream(source)
 
 
-def _data_files(folder: Path, split: str | None) -> list[Path]:
+def _data_files(folder: Path, split: str | None) -> Sequence[Path]:
     """Return the files of one split in a folder of parquet files, or one that `save_to_disk` wrote."""
     files = sorted(path for ending in ("parquet", "arrow") for path in folder.rglob(f"*.{ending}"))
     if not files:
         raise InputError(
             f"{folder} holds no .parquet or .arrow file; give a data file, or a folder of the datasets library"
         )
-    by_split: dict[str, list[Path]] = {}
+    return files_of_split(files, split, f"{folder} holds")
+
+
+def files_of_split(files: Sequence[_File], split: str | None, subject: str) -> Sequence[_File]:
+    """Return the parquet or Arrow files of one split; all if there is only one and `split` is None.
+
+    Raises:
+        InputError: There is no such split, or several to choose from; the message begins with `subject`.
+    """
+    by_split: dict[str, list[_File]] = {}
     for file in files:
-        by_split.setdefault(split_name(file), []).append(file)
+        by_split.setdefault(_split_name(file), []).append(file)
     if split is None and len(by_split) == 1:
         return files
     if split not in by_split:
         raise InputError(
-            f"{folder} holds the splits {', '.join(by_split)}; choose one with --split NAME"
+            f"{subject} the splits {', '.join(by_split)}; choose one with --split NAME"
         )
     return by_split[split]
 
 
-def split_name(file: PurePath) -> str:
+def _split_name(file: PurePath) -> str:
     """Return the split of a parquet or Arrow file, by its name or that of its folder."""
     shard = _SHARD.fullmatch(file.stem)
     return shard[1] if shard and shard[1] not in _NO_SPLITS else file.parent.name

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from caldera.conversation.arrow_files import split_name
+from caldera.conversation.arrow_files import files_of_split
 from caldera.datasets.origins import HubOrigin
+from caldera.errors import InputError
 from caldera.files.hub import HubFile, HubName, download, find_snapshot, parse_hub_name
 from caldera.files.hub_errors import HubError
 from caldera.progress import Progress
@@ -84,16 +85,11 @@ class HubDataset:
 
     def _of_split(self, tables: list[HubFile], split: str | None) -> list[HubFile]:
         """Return the tables of one split."""
-        by_split: dict[str, list[HubFile]] = {}
-        for file in tables:
-            by_split.setdefault(split_name(PurePosixPath(file.path)), []).append(file)
-        if split is None and len(by_split) == 1:
-            return tables
-        if split not in by_split:
-            raise HubError(
-                f"{self} has the splits {', '.join(by_split)}; choose one with --split NAME"
-            )
-        return by_split[split]
+        by_path = {PurePosixPath(file.path): file for file in tables}
+        try:
+            return [by_path[path] for path in files_of_split([*by_path], split, f"{self} has")]
+        except InputError as error:
+            raise HubError(str(error)) from None
 
     def __str__(self) -> str:
         """Return the text that names it."""

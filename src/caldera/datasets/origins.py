@@ -1,6 +1,5 @@
 """Origins of data files: files of data sets on the Hub that one was made from, in a JSON file next to it."""
 
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from caldera.errors import InputError
 from caldera.files.atomic import write_json
+from caldera.files.fingerprint import digest_file
 
 
 class HubOrigin(BaseModel):
@@ -58,7 +58,7 @@ def write_origins(file: Path, origins: Iterable[HubOrigin]) -> None:
     """Record next to a data file what it was made from; remove an earlier record if that is nothing."""
     path, distinct = _origins_path(file), tuple(dict.fromkeys(origins))
     if distinct:
-        write_json(path, _Origins(sha256=_digest(file), origins=distinct).model_dump())
+        write_json(path, _Origins(sha256=digest_file(file), origins=distinct).model_dump())
     else:
         path.unlink(missing_ok=True)
 
@@ -76,7 +76,7 @@ def read_origins(file: Path) -> tuple[HubOrigin, ...]:
         stored = _Origins.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
         raise InputError(f"{path} is no record of origins; remove it") from None
-    return stored.origins if stored.sha256 == _digest(file) else ()
+    return stored.origins if stored.sha256 == digest_file(file) else ()
 
 
 def describe_data_file(file: Path, num_records: int) -> TrainingSet:
@@ -86,17 +86,9 @@ def describe_data_file(file: Path, num_records: int) -> TrainingSet:
         InputError: The file, or the record of its origins, cannot be read.
     """
     return TrainingSet(
-        file=file.name, records=num_records, sha256=_digest(file), origins=read_origins(file)
+        file=file.name, records=num_records, sha256=digest_file(file), origins=read_origins(file)
     )
 
 
 def _origins_path(file: Path) -> Path:
     return file.with_suffix(".origins.json")
-
-
-def _digest(file: Path) -> str:
-    try:
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"cannot read {file}: {error.strerror}; check the path") from error

@@ -1,11 +1,27 @@
-"""Fingerprints: digests of the settings that decide a result, and their differences from stored ones."""
+"""Fingerprints: digests of files and of the settings that decide a result, and differences from stored settings."""
 
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from caldera.errors import InputError
 
 _MAX_CHANGES, _MAX_LENGTH = 8, 80
 """Changes that a message lists, and characters of each value."""
+
+
+def digest_file(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; check the path") from error
 
 
 def json_fingerprint(settings: object, length: int = 64) -> str:

@@ -14,10 +14,11 @@ import numpy as np
 
 from caldera import __version__
 from caldera.conversation import ImageRef, Turn
-from caldera.errors import EvaluationError, InputError
+from caldera.errors import EvaluationError
 from caldera.evaluation.answerers.answerer import Answer, Answerer
 from caldera.evaluation.benchmark import Benchmark, Item, Score
 from caldera.evaluation.intervals import mean_interval, statistic_interval
+from caldera.files.fingerprint import digest_file
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "pillow", "jinja2")
 """Packages whose versions are recorded."""
@@ -73,7 +74,7 @@ def provenance(
             "items": len(items),
             "split": info.split_size or len(items),
             "digest": _digest_items(items, image_digests),
-            "files": {name: _digest_file(path) for name, path in info.files.items()},
+            "files": {name: _name_and_digest(path) for name, path in info.files.items()},
         },
         "libraries": {
             "caldera": __version__,
@@ -114,13 +115,9 @@ def _format_tuple(values: Sequence[str]) -> str:
     return f"({', '.join(values)}{',' if len(values) == 1 else ''})"
 
 
-def _digest_file(path: Path) -> str:
+def _name_and_digest(path: Path) -> str:
     """Return the name of a file with its sha256."""
-    try:
-        with path.open("rb") as file:
-            return f"{path.name} sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; check the path") from error
+    return f"{path.name} sha256:{digest_file(path)}"
 
 
 def with_items(benchmark: Benchmark, items: Sequence[Item]) -> Benchmark:
