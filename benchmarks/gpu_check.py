@@ -33,8 +33,8 @@ from gpu_exactness import (
     check_int8,
     check_steps,
 )
-from gpu_models import Size
 from gpu_speed import ANSWERING, TRAINED, check_answer_speed, check_training_speed
+from serve_models import Size
 
 MINUTES = 8.0
 """Time of all checks together."""

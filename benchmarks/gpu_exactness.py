@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_models import SIZES, Size, as_transformers, random_model
+from gpu_models import SIZES, as_transformers, random_model
 from serve import QUESTION, conversation, noise
+from serve_models import Size
 from torch import Tensor
 from train_workloads import WORKLOADS, Workload, samples_of
 

@@ -1,4 +1,4 @@
-"""Models of `benchmarks/serve.py`: random towers of two sizes, as a model folder and as GGUF files."""
+"""Random towers of several sizes; those of `benchmarks/serve.py` as a model folder and as GGUF files."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,31 @@ class Size:
 
     vocabulary: int
 
+    deviation: float = 0.02
+    """Standard deviation of the language model's weights; larger ones make attention, and so a wrong mask, count."""
+
+    def vision_config(self) -> CLIPVisionConfig:
+        """Return the config of the vision tower."""
+        width, layers, heads = self.vision
+        return CLIPVisionConfig(
+            image_size=self.side, patch_size=self.patch, hidden_size=width, num_hidden_layers=layers,
+            num_attention_heads=heads, intermediate_size=4 * width, projection_dim=width,
+        )  # fmt: skip
+
+    def language_config(self) -> LlamaConfig:
+        """Return the config of the language model."""
+        width, layers, heads, key_heads = self.language
+        return LlamaConfig(
+            vocab_size=self.vocabulary, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
+            num_key_value_heads=key_heads, intermediate_size=self.inner, max_position_embeddings=4096,
+            initializer_range=self.deviation,
+        )  # fmt: skip
+
+    def image_processor(self) -> CLIPImageProcessorPil:
+        """Return transformers' image processor."""
+        square = {"height": self.side, "width": self.side}
+        return CLIPImageProcessorPil(size={"shortest_edge": self.side}, crop_size=square)
+
 
 SIZES = {
     "1.1b": Size(336, 14, (1024, 24, 16), (2048, 22, 32, 4), 5632, 32_064),
@@ -47,22 +72,9 @@ SIZES = {
 def write_model(folder: Path, size: Size) -> None:
     """Assemble two random towers into a model folder in bf16, and export its GGUF files."""
     torch.manual_seed(0)
-    width, layers, heads = size.vision
-    tower = CLIPVisionConfig(
-        image_size=size.side, patch_size=size.patch, hidden_size=width, num_hidden_layers=layers,
-        num_attention_heads=heads, intermediate_size=4 * width, projection_dim=width,
-    )  # fmt: skip
-    CLIPVisionModel(tower).save_pretrained(folder / "vision")
-    square = {"height": size.side, "width": size.side}
-    CLIPImageProcessorPil(size={"shortest_edge": size.side}, crop_size=square).save_pretrained(
-        folder / "vision"
-    )
-    width, layers, heads, key_heads = size.language
-    config = LlamaConfig(
-        vocab_size=size.vocabulary, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
-        num_key_value_heads=key_heads, intermediate_size=size.inner, max_position_embeddings=4096,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder / "language")
+    CLIPVisionModel(size.vision_config()).save_pretrained(folder / "vision")
+    size.image_processor().save_pretrained(folder / "vision")
+    LlamaForCausalLM(size.language_config()).save_pretrained(folder / "language")
     tokenizer = AutoTokenizer.from_pretrained(find_backbone("scenes-llama"))
     tokenizer.model_max_length = 4096
     tokenizer.save_pretrained(folder / "language")
