@@ -1,11 +1,7 @@
 """A photo run writes every file, and can be resumed after it was killed."""
 
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +16,7 @@ from caldera.progress import NoProgress
 from caldera.recipes.photos import photos
 from caldera.recipes.recipe import PhotoRecipe
 from tests.datasets.photo_folders import write_class_folders, write_image
+from tests.pipelines.conftest import run_and_kill
 
 RUNTIME = Runtime(DeviceConfig(torch.device("cpu"), torch.float32), NoProgress())
 COUNTS = {"hat": 9, "pants": 13, "t-shirt": 5}
@@ -105,19 +102,7 @@ def test_a_killed_run_is_resumed_with_the_same_result(
         *("--set", "pretrain.save_every=1", "--set", "finetune.save_every=1"),
         *("--set", "pretrain.batch_size=4", "--set", "finetune.batch_size=4"),
     ]
-    subprocess.run(
-        [*command, "--out", str(tmp_path / "uninterrupted")], check=True, capture_output=True
-    )
-    for patience in (6.0, 12.0):
-        process = subprocess.Popen(
-            [*command, "--out", str(tmp_path / "killed")],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        time.sleep(patience)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-    subprocess.run([*command, "--out", str(tmp_path / "killed")], check=True, capture_output=True)
+    run_and_kill(command, tmp_path, (6.0, 12.0))
 
     for answers in (tmp_path / "uninterrupted" / "answers").iterdir():
         assert (tmp_path / "killed" / "answers" / answers.name).read_bytes() == answers.read_bytes()

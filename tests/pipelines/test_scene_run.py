@@ -1,11 +1,7 @@
 """A scene run writes every file, and can be resumed after it was killed or started by version 0.1."""
 
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +16,7 @@ from caldera.pipelines.scene_run import run_scene_recipe
 from caldera.progress import NoProgress
 from caldera.recipes.demo import demo
 from caldera.recipes.recipe import QuestionCounts, SceneCounts, SceneRecipe
+from tests.pipelines.conftest import run_and_kill
 
 RUNTIME = Runtime(DeviceConfig(torch.device("cpu"), torch.float32), NoProgress())
 COLUMNS = ("accuracy", "majority_baseline", "shuffled_images", "without_pretraining")
@@ -169,19 +166,7 @@ def test_a_killed_run_is_resumed_with_the_same_result(
         *("--set", "finetune.max_length=1024", "--set", "pretrain.batch_size=4"),
         *("--set", "finetune.batch_size=4"),
     ]
-    subprocess.run(
-        [*command, "--out", str(tmp_path / "uninterrupted")], check=True, capture_output=True
-    )
-    for patience in (4.0, 6.0, 8.0, 10.0, 12.0):
-        process = subprocess.Popen(
-            [*command, "--out", str(tmp_path / "killed")],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        time.sleep(patience)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-    subprocess.run([*command, "--out", str(tmp_path / "killed")], check=True, capture_output=True)
+    run_and_kill(command, tmp_path, (4.0, 6.0, 8.0, 10.0, 12.0))
 
     uninterrupted, killed = (
         json.loads((tmp_path / name / "results.json").read_text())
