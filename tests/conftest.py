@@ -37,11 +37,14 @@ THIRD_PARTY = Path(
 
 
 def pytest_configure() -> None:
-    """Use at most two threads, silence transformers, and set no deadline for property tests."""
-    settings.register_profile(
-        "caldera", deadline=None, suppress_health_check=[HealthCheck.too_slow]
-    )
-    settings.load_profile("caldera")
+    """Use at most two threads, silence transformers, and draw the same examples in every run.
+
+    `--hypothesis-profile random` draws others.
+    """
+    shared = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.register_profile("fixed", shared, derandomize=True)
+    settings.register_profile("random", shared)
+    settings.load_profile("fixed")
     torch.set_num_threads(min(2, torch.get_num_threads()))
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -64,6 +64,17 @@ def test_the_unit_of_a_file_is_that_of_most_of_its_boxes(
     assert detect_unit(boxed(images, area)) == unit
 
 
+def test_a_box_at_the_origin_does_not_tell_corners_from_sizes() -> None:
+    """Its area is that of both; one box elsewhere decides for the file, and none leaves it in pixels."""
+    at_origin = BoxEntry("", "cow", 0.0, 0.0, 100.0, 75.0, 7500.0, False, True)
+    elsewhere = BoxEntry("", "cow", 0.0, 75.0, 100.0, 150.0, 7500.0, False, True)
+
+    assert detect_unit([SizedBoxes(SIZE, [at_origin, elsewhere])]) == "corners"
+    assert detect_unit([SizedBoxes(SIZE, [at_origin])]) == "pixels"
+    assert contradiction(SizedBoxes(SIZE, [at_origin, elsewhere])) is not None
+
+
+
 def test_whole_numbers_are_pixels_and_a_single_small_box_too() -> None:
     """A small folder of boxes near the corner is nothing unusual."""
     assert detect_unit(boxed([[(10, 20, 30, 40), (5, 5, 60, 70)]], is_whole=True)) == "pixels"

@@ -70,7 +70,7 @@ def detect_unit(images: Sequence[SizedBoxes]) -> Unit:
     failing = [image for image in images if not image.fits]
     if 2 * len(failing) > len(images) and all(_could_be_corners(image) for image in images):
         return "corners"
-    if all(_has_area_of_corners(box) for box in boxes):
+    if _have_areas_of_corners(boxes):
         return "corners"
     if all(fits_inside(box, (100, 100), 0.5) for box in boxes):
         return _pixels_or_percent(images, failing)
@@ -87,7 +87,7 @@ def contradiction(image: SizedBoxes) -> tuple[BoxEntry, str] | None:
             if _is_below_area(box):
                 reason = f"is smaller than the area of its object, {box.area:g}; one of them is not in pixels"
                 return box, reason
-    if image.boxes and all(_has_area_of_corners(box) for box in image.boxes):
+    if _have_areas_of_corners(image.boxes):
         reason = "has the area of [left, top, right, bottom], not of [left, top, width, height]"
         return image.boxes[0], reason
     return None
@@ -130,10 +130,24 @@ def _could_be_corners(image: SizedBoxes) -> bool:
     )
 
 
-def _has_area_of_corners(box: BoxEntry) -> bool:
-    """Return whether the object's area is that of the box read as [left, top, right, bottom]."""
+def _have_areas_of_corners(boxes: Sequence[BoxEntry]) -> bool:
+    """Return whether the objects' areas are those of the boxes read as [left, top, right, bottom].
+
+    A box at the origin is the same either way, so it decides nothing.
+    """
+    areas_of_sizes = [
+        _is_near(box.area, box.width * box.height, 0.05) for box in boxes if _has_area_as_corners(box)
+    ]
+    return len(areas_of_sizes) == len(boxes) and not all(areas_of_sizes)
+
+
+def _has_area_as_corners(box: BoxEntry) -> bool:
+    """Return whether an object's area is that of its box if it is [left, top, right, bottom]."""
     if box.area <= 0 or box.left >= box.width or box.top >= box.height:
         return False
-    area = (box.width - box.left) * (box.height - box.top)
-    is_corners = abs(box.area - area) <= 0.01 * area
-    return is_corners and abs(box.area - box.width * box.height) > 0.05 * area
+    return _is_near(box.area, (box.width - box.left) * (box.height - box.top), 0.01)
+
+
+def _is_near(value: float, other: float, share: float) -> bool:
+    """Return whether two numbers differ by at most a share of the second."""
+    return abs(value - other) <= share * other
