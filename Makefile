@@ -8,7 +8,8 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo demo-smollm2 demo-photos teacher-check test test-slow test-reference check bench docs docs-pages backbones clean
+.PHONY: demo demo-smollm2 demo-photos teacher-check test test-slow test-all test-reference coverage lint check bench docs \
+	docs-pages backbones clean
 
 demo: .venv/installed
 	$(BIN)/caldera demo
@@ -26,19 +27,29 @@ teacher-check: .venv/small-teacher
 	$(BIN)/python benchmarks/teacher_check.py --out runs/teacher_check
 
 test: .venv/installed
-	$(PYTEST) --cov
+	$(PYTEST)
 
 test-slow: .venv/installed
 	$(PYTEST) -m "slow and not gpu"
 
+# One run of both tiers: modules are imported once, and neither core waits for the other between them.
+test-all: .venv/installed
+	$(PYTEST) -m "not gpu and not reference"
+
+# The tracer costs a quarter of the tests' time.
+coverage: .venv/installed
+	$(PYTEST) --cov
+
 test-reference: .venv/reference
 	$(PYTEST) -m reference
 
-check: .venv/installed
+check: lint
+	$(BIN)/pytest -q tests/docs
+
+lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -q tests/docs
 	$(BIN)/mkdocs build --strict
 
 bench: .venv/bench
