@@ -116,6 +116,21 @@ def samples() -> list[Sample]:
     ]
 
 
+@torch.no_grad()
+def test_a_frozen_language_model_has_no_dropout() -> None:
+    """OPT's layers apply dropout themselves, in training mode; frozen they stay in evaluation mode."""
+    model = build_llava(language_model("opt"))
+    model.language.requires_grad_(False)
+    batch = collate(build_packs(samples(), share=False), lambda *_: torch.zeros(1, 3, 6, 6))
+
+    frozen = [model.train()(batch).total for _ in range(2)]
+    model.language.requires_grad_(True)
+    trained = [model.train()(batch).total for _ in range(2)]
+
+    assert torch.equal(*frozen)
+    assert not torch.equal(*trained)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_the_loss_is_that_of_the_models_own_logits(family: str) -> None:

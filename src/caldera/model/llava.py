@@ -210,7 +210,7 @@ class Llava(nn.Module):
             if isinstance(module, GradientCheckpointingLayer):
                 # Checkpointing needs training mode, in frozen layers too, since gradients pass through them to the
                 # projector; their submodules stay in evaluation mode.
-                module.training = mode
+                module.training = mode and (module.training or module.gradient_checkpointing)
         return self
 
 
