@@ -1,6 +1,7 @@
 """Statistics report answers that a model could learn blindly, and nothing that is chance."""
 
 import random
+import time
 from collections.abc import Iterable
 
 import pytest
@@ -137,3 +138,12 @@ def test_text_only_records_are_counted() -> None:
     for _ in range(30):
         counts.add(Conversation("x", turns))
     assert [item.finding[:19] for item in counts.imbalances()] == ["1 repeated question"]
+
+
+@pytest.mark.parametrize("text", ["x", "a or ", "x_", '"', " ", "\n", "A.\n", "a-", "answer is "])
+def test_long_texts_are_counted_in_linear_time(text: str) -> None:
+    """Whatever is repeated, in a question or in an answer."""
+    long_text = f"Cat{text * (20_000 // len(text))}."
+    start = time.process_time()
+    counted([(long_text, "Yes."), ("Is it a cat or a dog?", long_text)])
+    assert time.process_time() - start < 0.5

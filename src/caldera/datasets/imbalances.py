@@ -35,13 +35,14 @@ _REQUESTS = re.compile(
 )
 """Lines of a question that only request the form of the answer, or name an image."""
 
-_LETTER_LINE = re.compile(r"^\s*\(?([A-H])[.):]\s*\S", re.MULTILINE)
+_LETTER_LINE = re.compile(r"^[^\S\n]*\(?([A-H])[.):]\s*\S", re.MULTILINE)
 _LETTER_ANSWER = re.compile(
     r"^\s*(?:(?:the )?(?:correct )?answer(?: is|:)\s*)?\(?([A-H])(?:[.):]|\s*$)", re.IGNORECASE
 )
 _WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")
 _YES_NO = re.compile(r"^\s*(yes|no)\b", re.IGNORECASE)
-_OPTIONS = re.compile(r"([^\W_]+)\"?,? or ([^?]+)\?")
+_FIRST_OPTION = re.compile(r"(?<![^\W_])([^\W_]+)\"?,? or ")
+"""Last word of the first of two options; it is tried at the start of a word only, as long words have many ends."""
 
 _OPTION_STARTS = word_set("a an the to in on at of it is are this that")
 """Words before the one that distinguishes an option: 'to the left'."""
@@ -234,11 +235,12 @@ def _without_requests(text: str) -> str:
 
 def _named_option(question: str, answer: str) -> str | None:
     """Return which option of a question 'A or B?' an answer names; None if it is no such question or names both."""
-    match = _OPTIONS.search(question)
-    if match is None:
+    match = _FIRST_OPTION.search(question)
+    end = question.find("?", match.end()) if match else -1
+    if match is None or end < 0:
         return None
-    first, rest = match[1], _WORD.findall(match[2])
-    before = {word.lower() for word in _WORD.findall(question[: match.start(2)])}
+    first, rest = match[1], _WORD.findall(question[match.end() : end])
+    before = {word.lower() for word in _WORD.findall(question[: match.end()])}
     new = (word for word in rest if _is_letter(word) or word.lower() not in _OPTION_STARTS | before)
     second = next(new, None)
     if second is None:
