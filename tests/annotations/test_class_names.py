@@ -3,6 +3,7 @@
 import pytest
 
 from caldera.annotations.class_names import class_phrase, class_words
+from caldera.errors import AnnotationError
 
 
 @pytest.mark.parametrize(
@@ -31,7 +32,8 @@ from caldera.annotations.class_names import class_phrase, class_words
         ("n02085620-Chihuahua", "a chihuahua"),
         ("001.Black_footed_Albatross", "a black footed albatross"),
         ("the Eiffel tower", "the eiffel tower"),
-        ("__", "a __"),
+        ("+", "a +"),
+        ("\N{CAT FACE}", "a \N{CAT FACE}"),
     ],
 )
 def test_a_phrase_fits_into_a_sentence(name: str, phrase: str) -> None:
@@ -43,3 +45,13 @@ def test_two_spellings_of_a_class_are_equal() -> None:
     """Case, underscores and hyphens do not make another class."""
     names = ("long_sleeve", "Long Sleeve", "long-sleeve", "LongSleeve")
     assert len({class_words(name) for name in names}) == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "   ", "__", "---", " . ", "()", "\u200b", "\u0301", "\x1b[31mred", "a\0b", "\udcff", "cat\ud800"],
+)  # fmt: skip
+def test_a_name_that_cannot_be_read_is_an_error(name: str) -> None:
+    """Blanks, punctuation, invisible and control characters, and half a character make no question."""
+    with pytest.raises(AnnotationError, match=r"cannot be read.*rename the class, or give its noun"):
+        class_phrase(name)

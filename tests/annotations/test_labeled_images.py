@@ -1,12 +1,20 @@
 """Labeled images are read from class folders and tables."""
 
+import contextlib
 import json
+import os
+import re
+import socket
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from caldera.annotations.labeled_images import LabelOptions, read_labeled_images
+from caldera.annotations.labeled_images import (
+    LabelOptions,
+    read_labeled_images,
+    usual_splits,
+)
 from caldera.errors import AnnotationError, ImageError, UnknownNameError
 from caldera.files.skipped_items import SkippedItems
 from tests.datasets.photo_folders import write_class_folders, write_image
@@ -50,6 +58,18 @@ def test_an_image_without_a_suffix_is_read(tmp_path: Path) -> None:
     write_class_folders(tmp_path, {"hat": 1, "skirt": 1})
     (tmp_path / "hat" / "0.png").rename(tmp_path / "hat" / "0")
     assert set(labels_of(tmp_path)) == {"hat/0", "skirt/0.png"}
+
+
+def test_special_files_are_not_opened(tmp_path: Path) -> None:
+    """A pipe without a writer, a socket, a device and a link without a target are no images."""
+    write_class_folders(tmp_path, {"hat": 1, "skirt": 1})
+    os.mkfifo(tmp_path / "hat" / "pipe")
+    (tmp_path / "hat" / "device").symlink_to("/dev/zero")
+    (tmp_path / "hat" / "broken").symlink_to("missing")
+    with socket.socket(socket.AF_UNIX) as server, contextlib.chdir(tmp_path):
+        server.bind("hat/socket")
+        read = read_labeled_images(tmp_path, SkippedItems(), LabelOptions())
+    assert read.changes == {"file that is no image not used": 4}
 
 
 def test_linked_folders_are_read(tmp_path: Path) -> None:
@@ -114,6 +134,32 @@ def test_a_split_is_chosen_where_there_are_several(tmp_path: Path) -> None:
         read_labeled_images(tmp_path, SkippedItems(), LabelOptions(split="validation"))
 
 
+@pytest.mark.parametrize("name", ["train", "Test", "val", "dev"])
+def test_a_class_may_be_named_like_a_split(tmp_path: Path, name: str) -> None:
+    """It is one by its noun phrase, or in a split; images that could be either are an error, none disappear."""
+    write_class_folders(tmp_path, {"bus": 1, "car": 1, name: 1})
+    with pytest.raises(
+        AnnotationError, match=f"{name} holds images next to class folders.*'a {name}'"
+    ):
+        read_labeled_images(tmp_path, SkippedItems(), LabelOptions())
+    assert usual_splits(tmp_path) is None
+    labels = labels_of(tmp_path, phrases={name: "a locomotive"})
+    assert labels[f"{name}/0.png"] == ("a locomotive",)
+    (tmp_path / name).rename(tmp_path / f"a {name}")
+    assert labels_of(tmp_path)[f"a {name}/0.png"] == (f"a {name.lower()}",)
+
+
+def test_splits_hold_class_folders(tmp_path: Path) -> None:
+    """A class of a split may be named like one; unlabeled images of another split are not used, and counted."""
+    write_class_folders(tmp_path, {"train/bus": 1, "train/train": 1, "test": 2})
+    read = read_labeled_images(tmp_path, SkippedItems(), LabelOptions())
+    assert read.num_images == {"a bus": 1, "a train": 1}
+    assert read.changes == {"image outside of class folders not used": 2}
+    assert usual_splits(tmp_path) is None
+    write_class_folders(tmp_path, {"test/bus": 1}, first=9)
+    assert usual_splits(tmp_path) == ("train", "test")
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -121,6 +167,7 @@ def test_a_split_is_chosen_where_there_are_several(tmp_path: Path) -> None:
         ("a.csv", "filename;class\n1.png;hat\n2.png;t-shirt\n"),
         ("a.tsv", "photo\tcategory\n1.png\that\n2.png\tt-shirt\n"),
         ("a.jsonl", '{"image": "1.png", "label": "hat"}\n{"image": "2.png", "label": ["t-shirt"]}\n'),
+        ("a.csv", '"sep=;"\nfilename;class\n1.png;hat\n2.png;t-shirt\n'),
         ("a.json", json.dumps([{"path": "1.png", "tags": "hat"}, {"path": "2.png", "tags": "t-shirt"}])),
     ],
 )  # fmt: skip
@@ -145,6 +192,52 @@ def test_a_row_may_have_several_labels(tmp_path: Path) -> None:
         "2.png": ("a hat", "a pair of shoes"),
         "3.png": ("something red",),
     }
+
+
+def test_classes_may_be_numbers(tmp_path: Path) -> None:
+    """In records as in tables; a value that is no name is an error that calls it a label."""
+    rows: list[dict[str, object]] = [
+        {"image": f"{number}.png", "label": number} for number in (0, 1)
+    ]
+    for number in (0, 1):
+        write_image(tmp_path / f"{number}.png", number)
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    assert labels_of(tmp_path / "a.json") == {"0.png": ("a 0",), "1.png": ("a 1",)}
+    rows[1]["label"] = {"id": 1}
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    with pytest.raises(AnnotationError, match="should have text fields 'image' and 'label'"):
+        labels_of(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("label", [";", " | ", "---", "\u200b", "\ud800"])
+def test_a_label_without_a_name_is_skipped_or_an_error(tmp_path: Path, label: str) -> None:
+    """The other rows are read; a file of nothing else names its first row."""
+    for number in range(3):
+        write_image(tmp_path / f"{number}.png", number)
+    labels = ["hat", "skirt", label]
+    rows = [{"image": f"{index}.png", "label": name} for index, name in enumerate(labels)]
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps(rows))
+    with pytest.raises(AnnotationError, match=r"label without a name|cannot be read"):
+        labels_of(file)
+    skipped = SkippedItems(0.5)
+    read = read_labeled_images(file, skipped, LabelOptions())
+    assert (len(read.images), read.total) == (2, 3)
+    assert [Path(item.location).name for item in skipped.items] == ["2.png"]
+    file.write_text(json.dumps(rows[2:]))
+    with pytest.raises(AnnotationError, match=r"no valid image with a class; the first .*2\.png"):
+        read_labeled_images(file, SkippedItems(1.0), LabelOptions())
+
+
+@pytest.mark.parametrize("name", ["   ", "---", os.fsdecode(b"\xff")])
+def test_a_folder_whose_name_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
+    """Its images are skipped up to the limit."""
+    write_class_folders(tmp_path, {"hat": 2, "skirt": 2, name: 1})
+    with pytest.raises(AnnotationError, match=f"class name {re.escape(repr(name))} cannot be read"):
+        read_labeled_images(tmp_path, SkippedItems(), LabelOptions())
+    skipped = SkippedItems(0.5)
+    assert len(read_labeled_images(tmp_path, skipped, LabelOptions()).images) == 4
+    assert [Path(item.location).parent.name for item in skipped.items] == [name]
 
 
 def test_other_columns_are_named(tmp_path: Path) -> None:

@@ -62,11 +62,12 @@ def read_pairs(  # noqa: PLR0913 - options of a file, by name
         try:
             if is_json and isinstance(row, dict) and "conversations" not in row:
                 row = _known_fields(row, location, column_names, text_columns)
-            for image, caption in _parse_row(row, location, ignore_fields):
+            for image, caption in _parse_row(row, location, ignore_fields, text_columns[0]):
                 if caption:
                     pairs.append((location, image, caption))
                 else:
-                    skipped.note(location, "one of the captions is empty or null; it is not used")
+                    reason = f"one of the {text_columns[0]}s is empty or null; it is not used"
+                    skipped.note(location, reason)
         except InputError as error:
             skipped.add_or_raise(location, error)
     if not total:
@@ -175,28 +176,30 @@ def _karpathy_rows(path: Path, entries: list[Any]) -> Iterator[tuple[str, object
         yield f"{path}: images.{index}", row
 
 
-def _parse_row(row: object, location: str, ignore_fields: frozenset[str]) -> list[tuple[str, str]]:
+def _parse_row(
+    row: object, location: str, ignore_fields: frozenset[str], text_name: str
+) -> list[tuple[str, str]]:
     """Return image path and caption, or each of several captions, '' for a missing one; or raise an InputError."""
     if isinstance(row, InputError):
         raise row
     if not isinstance(row, dict):
-        raise AnnotationError(f"{location} should have text fields 'image' and 'caption'")
+        raise AnnotationError(f"{location} should have text fields 'image' and '{text_name}'")
     if "conversations" in row:
         return [_parse_conversation(row, location, ignore_fields)]
     image, captions = row.get("image"), row.get("caption")
     if not isinstance(image, str) or not isinstance(captions, str | list | float | None):
-        raise AnnotationError(f"{location} should have text fields 'image' and 'caption'")
+        raise AnnotationError(f"{location} should have text fields 'image' and '{text_name}'")
     values = captions if isinstance(captions, list) else [captions]
     for value in values:
         # NaN is the empty cell of a table.
         if not (isinstance(value, str) or value is None or value != value):
             raise AnnotationError(
-                f"{location} has the caption {shorten_value(value)}, which is no text; correct or remove it"
+                f"{location} has the {text_name} {shorten_value(value)}, which is no text; correct or remove it"
             )
     texts = [clean_caption(value) for value in values]
     if not image.strip() or not any(texts):
         raise AnnotationError(
-            f"{location} has an empty image or caption; fill it or remove the row"
+            f"{location} has an empty image or {text_name}; fill it or remove the row"
         )
     return [(image, text) for text in texts]
 
@@ -209,7 +212,15 @@ def _known_fields(
     if usual and "image" in row and "caption" in row:
         return row
     image, text = choose_columns(list(row), columns, location, text_columns)
-    return {"image": row[image], "caption": row[text]}
+    value = row[text] if text_columns is CAPTION_COLUMNS else _number_as_text(row[text])
+    return {"image": row[image], "caption": value}
+
+
+def _number_as_text(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    """Return a class number, or each of several, as the text that a table would hold; any other value unchanged."""
+    if isinstance(value, list):
+        return [_number_as_text(item) for item in value]
+    return str(value) if isinstance(value, int | float) and value == value else value
 
 
 def _parse_conversation(

@@ -37,6 +37,9 @@ _ROW_START = re.compile(
 )
 """Start of a row within the quotes of another one."""
 
+_DELIMITER_LINE = re.compile(r'"?sep=.?"?\s*$')
+"""Line before the header with the delimiter for Excel; the header shows it too."""
+
 _NUMBER_SUFFIX = re.compile(r"#\d+$")
 """Flickr8k numbers the captions of an image in its name: 1.jpg#0."""
 
@@ -91,9 +94,9 @@ def read_table(
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            first = next((line for line in file if line.strip()), "")
+            first = next((line for line in _table_lines(file) if line.strip()), "")
             file.seek(0)
-            yield from _read_lines(path, file, first, columns, text_columns)
+            yield from _read_lines(path, _table_lines(file), first, columns, text_columns)
     except OSError as error:
         raise AnnotationError(f"cannot read {path}: {error.strerror}; check the path") from error
     except UnicodeDecodeError as error:
@@ -104,9 +107,15 @@ def read_table(
         ) from error
 
 
+def _table_lines(file: Iterable[str]) -> Iterator[str]:
+    """Yield the lines of a file; an empty one for Excel's line with the delimiter."""
+    for number, line in enumerate(file):
+        yield "\n" if number == 0 and _DELIMITER_LINE.match(line) else line
+
+
 def _read_lines(
     path: Path,
-    file: Iterable[str],
+    lines: Iterable[str],
     first: str,
     columns: Columns | None,
     text_columns: Sequence[str],
@@ -118,7 +127,7 @@ def _read_lines(
         )
     usual = {*IMAGE_COLUMNS, *text_columns, *(name.lower() for name in columns or ())}
     delimiter = _choose_delimiter(first, usual)
-    rows = _rows(file, delimiter)
+    rows = _rows(lines, delimiter)
     header = [field.strip() for field in next(_rows([first], delimiter))[1]]
     is_named = columns is not None or not _IMAGE_NAME.match(header[0])
     if is_named:

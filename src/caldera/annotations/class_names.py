@@ -1,8 +1,10 @@
 """Noun phrases of class names, as folders and label columns write them: 'a t-shirt', 'a pair of pants', 'roses'."""
 
 import re
+import unicodedata
 
 from caldera.annotations.noun_phrases import word_set
+from caldera.errors import AnnotationError
 
 _CLASS_NUMBER = re.compile(r"^(n\d{8}|\d+)[ ._-]+(?=\D)")
 """ImageNet's synset or a running number before a name: n02085620-Chihuahua, 001.Black_footed_Albatross."""
@@ -47,20 +49,31 @@ _VOWEL_LETTERS = frozenset("aefhilmnorsxAEFHILMNORSX")
 
 
 def class_words(name: str) -> str:
-    """Return a class name as words: 'Long_Sleeve' -> 'long sleeve', 'n02085620-Chihuahua' -> 'chihuahua'."""
-    words = _WORD_BREAK.split(_CLASS_NUMBER.sub("", name.strip(" ._-")))
-    return (
-        " ".join(
-            word if word.isupper() and 1 < len(word) <= _ACRONYM_LENGTH else word.lower()
-            for word in words
-            if word
-        )
-        or name
+    """Return a class name as words: 'Long_Sleeve' -> 'long sleeve', 'n02085620-Chihuahua' -> 'chihuahua'.
+
+    Raises:
+        AnnotationError: The name has no text that can be read.
+    """
+    words = " ".join(
+        word if word.isupper() and 1 < len(word) <= _ACRONYM_LENGTH else word.lower()
+        for word in _WORD_BREAK.split(_CLASS_NUMBER.sub("", name.strip(" ._-")))
+        if word
     )
+    categories = {unicodedata.category(character) for character in words}
+    if not any(category[0] in "LNS" for category in categories) or categories & {"Cc", "Cs"}:
+        raise AnnotationError(
+            f"the class name {name!r} cannot be read: it needs a letter, a digit or a symbol, and no control character "
+            "or half a character (a lone surrogate); rename the class, or give its noun phrase with --phrases"
+        )
+    return words
 
 
 def class_phrase(name: str) -> str:
-    """Return a class name as a noun phrase that fits into a sentence: 'a t-shirt', 'a pair of shorts', 'roses'."""
+    """Return a class name as a noun phrase that fits into a sentence: 'a t-shirt', 'a pair of shorts', 'roses'.
+
+    Raises:
+        AnnotationError: The name has no text that can be read.
+    """
     words = class_words(name)
     last = words.rpartition(" ")[2]
     if last in _PAIRS:

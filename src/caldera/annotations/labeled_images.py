@@ -1,20 +1,22 @@
 """Images with class labels: class folders, or tables and JSON records with an image and a label.
 
 The label of an image in class folders is the name of the folder that holds it, at any depth. Folders such as `train`
-and `test` above class folders are splits.
+and `test` above class folders are splits. A folder of such a name that itself holds images, next to class folders, is
+a class if it lies in a split or has a noun phrase of its own; else it could be either, which is an error.
 """
 
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from caldera.annotations.caption_pairs import read_pairs
 from caldera.annotations.caption_tables import LABEL_COLUMNS
 from caldera.annotations.class_names import class_phrase
-from caldera.errors import AnnotationError, ImageError, UnknownNameError, did_you_mean
+from caldera.errors import AnnotationError, InputError, UnknownNameError, did_you_mean
+from caldera.files.atomic import file_exists
 from caldera.files.skipped_items import SkippedItems
 from caldera.images.decoding import DEFAULT_DECODING, decode_image, read_bytes
 from caldera.images.file_types import START_BYTES, identify_image_format
@@ -95,7 +97,7 @@ def read_labeled_images(path: Path, skipped: SkippedItems, options: LabelOptions
     """
     changes: Counter[str] = Counter()
     if path.is_dir():
-        rows = _of_split(list(_class_files(path, changes)), path, options.split)
+        rows = _of_split(list(_class_files(path, options.phrases, changes)), path, options.split)
         total = len(rows)
     else:
         rows, total = _table_rows(path, skipped, options)
@@ -118,9 +120,10 @@ def usual_splits(root: Path) -> tuple[str, str] | None:
     """Return the folder names of the splits to train on and to test with; None where there are no such splits."""
     if not root.is_dir():
         return None
-    folders = {path.name.lower(): path.name for path in root.rglob("*") if path.is_dir()}
-    training = next((folders[name] for name in _TRAINING_SPLITS if name in folders), None)
-    test = next((folders[name] for name in _TEST_SPLITS if name in folders), None)
+    images = filter(_should_be_image, _files_below(root, (root.resolve(),)))
+    splits = {name.lower(): name for path in images if (name := _split_of(path, root))}
+    training = next((splits[name] for name in _TRAINING_SPLITS if name in splits), None)
+    test = next((splits[name] for name in _TEST_SPLITS if name in splits), None)
     return (training, test) if training and test else None
 
 
@@ -128,37 +131,74 @@ _Row = tuple[Path, tuple[str, ...]]
 """An image file and its class names."""
 
 
-def _class_files(root: Path, changes: Counter[str]) -> Iterator[_Row]:
-    """Yield the images below class folders; other files are counted."""
+def _class_files(root: Path, phrases: Collection[str], changes: Counter[str]) -> Iterator[_Row]:
+    """Yield the images in class folders; other files are counted."""
+    images = []
     for path in _files_below(root, (root.resolve(),)):
-        parts = path.relative_to(root).parts
-        if not _should_be_image(path):
-            changes["file that is no image not used"] += 1
-        elif len(parts) == 1 or parts[-2].lower() in _SPLITS:
-            changes["image outside of class folders not used"] += 1
+        if _should_be_image(path):
+            images.append(path)
         else:
-            yield path, (parts[-2],)
+            changes["file that is no image not used"] += 1
+    folders = _class_folders(root, {path.parent for path in images}, phrases)
+    for path in images:
+        if path.parent in folders:
+            yield path, (path.parent.name,)
+        else:
+            changes["image outside of class folders not used"] += 1
+
+
+def _class_folders(root: Path, folders: set[Path], phrases: Collection[str]) -> set[Path]:
+    """Return those of the folders with images that are classes; one that could be a split too is an error."""
+    folders = folders - {root}
+    groups = {parent for folder in folders for parent in folder.parents}
+    classes = {folder for folder in folders if not _is_split(folder.name)}
+    parents_of_classes = {
+        folder.parent for folder in classes | groups if not _is_split(folder.name)
+    }
+    for folder in sorted(folders - classes - groups):
+        if folder.parent not in parents_of_classes:
+            continue
+        if folder.name not in phrases and not _split_of(folder / "image", root):
+            raise AnnotationError(
+                f"{folder} holds images next to class folders, and is named like a split: if it is the class "
+                f"{folder.name!r}, give its noun phrase with --phrases, or rename it, such as 'a {folder.name}'; if it "
+                "is a split, put its images into class folders or move it elsewhere"
+            )
+        classes.add(folder)
+    return classes
+
+
+def _is_split(name: str) -> bool:
+    """Return whether a folder is named like a split."""
+    return name.lower() in _SPLITS
+
+
+def _split_of(path: Path, root: Path) -> str:
+    """Return the split of an image, by the folders above its class folder; empty if there is none."""
+    return next(filter(_is_split, path.relative_to(root).parts[:-2]), "")
 
 
 def _files_below(folder: Path, ancestors: tuple[Path, ...]) -> Iterator[Path]:
     """Yield the files below a folder, in order, without hidden ones; links are followed unless they lead back."""
     try:
-        paths = sorted(folder.iterdir())
+        paths = [(path, path.is_dir()) for path in sorted(folder.iterdir())]
     except OSError as error:
         raise AnnotationError(f"cannot read {folder}: {error.strerror}; check the path") from error
-    for path in paths:
+    for path, is_folder in paths:
         if path.name.startswith((".", "__MACOSX")):
             continue
-        if not path.is_dir():
+        if not is_folder:
             yield path
         elif (target := path.resolve()) not in ancestors:
             yield from _files_below(path, (*ancestors, target))
 
 
 def _should_be_image(path: Path) -> bool:
-    """Return whether a file is an image by its name or its content."""
+    """Return whether a file is an image by its name or its content; pipes, sockets and devices are not opened."""
     if path.suffix.lower() in _IMAGE_SUFFIXES:
         return True
+    if not file_exists(path):
+        return False
     try:
         with path.open("rb") as file:
             return identify_image_format(file.read(START_BYTES)) is not None
@@ -170,9 +210,7 @@ def _of_split(rows: list[_Row], root: Path, split: str | None) -> list[_Row]:
     """Return the images of a split, by the names of the folders above the class folders."""
     by_split: dict[str, list[_Row]] = {}
     for path, labels in rows:
-        folders = path.relative_to(root).parts[:-2]
-        name = next((folder for folder in folders if folder.lower() in _SPLITS), "")
-        by_split.setdefault(name, []).append((path, labels))
+        by_split.setdefault(_split_of(path, root), []).append((path, labels))
     names = ", ".join(name or "no split" for name in by_split)
     if split is not None:
         if not by_split.keys() - {""}:
@@ -225,17 +263,22 @@ def _merge(
     labels: dict[str, set[str]] = {}
     for path, names in rows:
         try:
+            phrases = _phrases(path, names, options.phrases)
             digest = digest_of(path)
-        except ImageError as error:
+        except InputError as error:
             skipped.add_or_raise(str(path), error)
             continue
-        phrases = {options.phrases.get(name) or class_phrase(name) for name in names}
         if digest in paths:
             changes["image with the content of another one merged with it"] += 1
             if phrases != labels[digest]:
                 changes["image that has the classes of several identical files"] += 1
         paths.setdefault(digest, path)
         labels.setdefault(digest, set()).update(phrases)
+    if not paths and skipped.items:
+        first = skipped.items[0]
+        raise AnnotationError(
+            f"{source} has no valid image with a class; the first that is skipped: {first.location}: {first.reason}"
+        )
     if not paths:
         raise AnnotationError(
             f"{source} has no images in class folders; give a folder with a folder of images for each class"
@@ -243,6 +286,13 @@ def _merge(
     return [
         LabeledImage(path, tuple(sorted(labels[digest])), digest) for digest, path in paths.items()
     ]
+
+
+def _phrases(path: Path, names: Collection[str], phrases: dict[str, str]) -> set[str]:
+    """Return the noun phrases of the classes of an image."""
+    if not names:
+        raise AnnotationError(f"{path} has a label without a name; fill it or remove the row")
+    return {phrases.get(name) or class_phrase(name) for name in names}
 
 
 def _content_digest(path: Path) -> str:
