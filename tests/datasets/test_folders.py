@@ -116,6 +116,28 @@ def test_a_split_is_held_out(tmp_path: Path) -> None:
     assert report.fixes["held-out image of a class that no training image has"] == 1
 
 
+def test_the_split_to_train_on_is_not_held_out(tmp_path: Path) -> None:
+    """Nothing would be left to train on."""
+    write_class_folders(tmp_path / "train", {"hat": 2, "skirt": 2})
+    for split in ("train", None):
+        with pytest.raises(
+            UsageError, match="every image to train on is also held out with --hold-out train"
+        ):
+            import_dataset(
+                "folders",
+                tmp_path,
+                tmp_path / "a.json",
+                ImportOptions(split=split, hold_out="train"),
+            )
+
+
+@pytest.mark.parametrize("count", ["-1", "+5", "0.5", "1e1", "50%", "1,5"])
+def test_images_are_held_out_by_a_whole_number(photos: Path, tmp_path: Path, count: str) -> None:
+    """Another number is no name of a split."""
+    with pytest.raises(UsageError, match="neither a number of images nor the name of a split"):
+        import_dataset("folders", photos, tmp_path / "a.json", ImportOptions(hold_out=count))
+
+
 @pytest.mark.parametrize("count", ["25", "100"])
 def test_each_class_keeps_an_image(photos: Path, tmp_path: Path, count: str) -> None:
     """A class of the held-out images that is not trained could not be answered."""

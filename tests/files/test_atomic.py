@@ -356,3 +356,11 @@ def test_a_lock_ends_with_its_block_also_after_an_error(tmp_path: Path) -> None:
         lock_folder(tmp_path),
     ):
         pass
+
+
+def test_a_name_that_is_too_long_is_named(tmp_path: Path) -> None:
+    """Neither free space nor another folder would help."""
+    with pytest.raises(
+        OutputError, match="File name too long; choose a shorter name, then run again"
+    ):
+        write_atomic(tmp_path / ("x" * 256), "")

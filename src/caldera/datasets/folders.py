@@ -6,6 +6,7 @@ on both sides.
 
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -28,6 +29,9 @@ from caldera.instructions.class_questions import (
     ClassQuestionKind,
     class_questions,
 )
+
+_NUMBER = re.compile(r"[-+]?\d*[.,]?\d+(?:e[-+]?\d+)?\s*%?", re.IGNORECASE)
+"""A number that counts no images: negative, a fraction or a percentage."""
 
 _HELD_OUT_KINDS: tuple[ClassQuestionKind, ...] = ("naming", "presence")
 """Kinds of the questions about images that are held out."""
@@ -94,11 +98,21 @@ def _split(
     if options.hold_out is None:
         return training, []
     if not options.hold_out.isdecimal():
+        if _NUMBER.fullmatch(options.hold_out):
+            raise UsageError(
+                f"--hold-out {options.hold_out} is neither a number of images nor the name of a split; give a whole "
+                "number, such as 50, or a name, such as test"
+            )
         held_out = read_labeled_images(path, skipped, replace(reading, split=options.hold_out))
         digests = {image.digest for image in held_out.images}
         training_images = [image for image in training.images if image.digest not in digests]
         if repeated := len(training.images) - len(training_images):
             training.changes["image that is also held out not used for training"] += repeated
+        if not training_images:
+            raise UsageError(
+                f"every image to train on is also held out with --hold-out {options.hold_out}; choose another split "
+                "with --split or --hold-out"
+            )
         training.images = training_images
         training.total += held_out.total
         classes = training.num_images

@@ -1,5 +1,6 @@
 """Atomic writes of files and folders, and locks on run folders."""
 
+import errno
 import fcntl
 import json
 import os
@@ -35,9 +36,9 @@ def translate_os_errors(path: Path) -> Iterator[None]:
         reason = _os_error_text(error)
         if reason is None:
             raise
-        raise OutputError(
-            f"cannot write {path}: {reason}; free space or choose another path, then run again"
-        ) from error
+        too_long = reason == os.strerror(errno.ENAMETOOLONG)
+        advice = "choose a shorter name" if too_long else "free space or choose another path"
+        raise OutputError(f"cannot write {path}: {reason}; {advice}, then run again") from error
 
 
 def _os_error_text(error: Exception) -> str | None:
