@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from caldera.devices import DeviceConfig, Runtime
-from caldera.errors import UsageError
+from caldera.errors import AnnotationError, CalderaError, UnknownNameError, UsageError
 from caldera.formats.model_folder import load_model_folder
 from caldera.pipelines.photo_run import run_photo_recipe
 from caldera.progress import NoProgress
 from caldera.recipes.photos import photos
-from caldera.recipes.recipe import PhotoRecipe
+from caldera.recipes.recipe import PhotoRecipe, check_recipe
 from tests.datasets.photo_folders import write_class_folders, write_image
 from tests.pipelines.conftest import run_and_kill
 
@@ -60,6 +60,25 @@ def test_a_run_writes_every_file(vision_folder: Path, long_language: Path, tmp_p
     }
     assert run_photo_recipe(recipe, tmp_path / "photos", out, RUNTIME).answers == scores.answers
     assert written == {file: file.stat().st_mtime_ns for file in written}
+
+
+def test_errors_before_training_do_not_block_the_corrected_command(
+    vision_folder: Path, long_language: Path, tmp_path: Path
+) -> None:
+    """Photos are read and split before the recipe is written; the error names the setting to change."""
+    write_class_folders(tmp_path / "photos", COUNTS)
+    out, recipe = tmp_path / "run", tiny(vision_folder, long_language)
+    with pytest.raises(UsageError, match=r"hold out 24 or fewer, .* --set hold_out=2$"):
+        run_photo_recipe(replace(recipe, hold_out=None), tmp_path / "photos", out, RUNTIME)
+    with pytest.raises(AnnotationError, match=r"cannot read .*phtos"):
+        run_photo_recipe(recipe, tmp_path / "phtos", out, RUNTIME)
+    with pytest.raises(UnknownNameError, match="mistyped"):
+        run_photo_recipe(replace(recipe, vision="mistyped"), tmp_path / "photos", out, RUNTIME)
+    assert not [*out.glob("recipe.json"), *out.glob("pretrain")]
+    too_short = replace(recipe, pretrain=replace(recipe.pretrain, max_length=2))
+    with pytest.raises(CalderaError, match="max_length"):
+        run_photo_recipe(too_short, tmp_path / "photos", out, RUNTIME)
+    check_recipe(out, recipe)
 
 
 def test_splits_are_used(vision_folder: Path, long_language: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from caldera.devices import DeviceConfig, Runtime
-from caldera.errors import UsageError
+from caldera.errors import UnknownNameError, UsageError
 from caldera.formats.model_folder import load_model_folder
 from caldera.pipelines.scene_run import run_scene_recipe
 from caldera.progress import NoProgress
@@ -101,12 +101,22 @@ def test_a_run_with_other_settings_is_rejected(
 ) -> None:
     """A folder holds the run of one recipe."""
     recipe = tiny(vision_folder, long_language)
-    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "scenes" / "train").mkdir(parents=True)
     (tmp_path / "run" / "recipe.json").write_text("{}")
     with pytest.raises(
         UsageError, match=r"holds a run with other settings .*; choose another --out"
     ):
         run_scene_recipe(recipe, tmp_path / "run", RUNTIME)
+
+
+def test_an_error_before_the_first_scene_leaves_no_recipe(
+    vision_folder: Path, tmp_path: Path
+) -> None:
+    """A mistyped tower is found before scenes are drawn, and does not block the corrected command."""
+    recipe = tiny(vision_folder, tmp_path / "mistyped")
+    with pytest.raises(UnknownNameError, match="mistyped"):
+        run_scene_recipe(recipe, tmp_path / "run", RUNTIME)
+    assert not [*(tmp_path / "run").glob("recipe.json"), *(tmp_path / "run").glob("scenes")]
 
 
 FORMER_NAMES = {

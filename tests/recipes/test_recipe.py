@@ -10,11 +10,13 @@ from caldera.errors import UsageError
 from caldera.overrides import apply_overrides
 from caldera.recipes.demo import demo
 from caldera.recipes.recipe import (
+    TRAINED,
     InstructionMix,
     QuestionCounts,
     SceneCounts,
     SceneRecipe,
-    check_or_write_recipe,
+    check_recipe,
+    write_recipe,
 )
 from caldera.recipes.registry import DEMO_RECIPES, find_demo_recipe
 
@@ -65,17 +67,30 @@ def test_a_recipe_names_all_its_errors() -> None:
 
 
 def test_a_run_folder_accepts_only_changes_that_change_no_step(tmp_path: Path) -> None:
-    """Checkpoint and memory settings of a stage may differ, and the recipe with the current ones is written."""
+    """Checkpoint and memory settings of a stage may differ."""
     recipe = find_demo_recipe("demo")
-    check_or_write_recipe(tmp_path, recipe)
+    write_recipe(tmp_path, recipe)
+    (tmp_path / "pretrain" / "model").mkdir(parents=True)
     file = tmp_path / "recipe.json"
     former = json.loads(file.read_text())
     # Version 0.2 did not have it.
     del former["finetune"]["save_every_minutes"]
     file.write_text(json.dumps(former))
 
-    check_or_write_recipe(tmp_path, apply_overrides(recipe, ["finetune.micro_batch_size=2"]))
+    check_recipe(tmp_path, apply_overrides(recipe, ["finetune.micro_batch_size=2"]))
 
-    assert json.loads(file.read_text())["finetune"]["micro_batch_size"] == 2
     with pytest.raises(UsageError, match=r"\(finetune\.epochs was \d+, is 99\)"):
-        check_or_write_recipe(tmp_path, apply_overrides(recipe, ["finetune.epochs=99"]))
+        check_recipe(tmp_path, apply_overrides(recipe, ["finetune.epochs=99"]))
+
+
+def test_a_run_without_a_result_blocks_no_other_settings(tmp_path: Path) -> None:
+    """What failed before a checkpoint, or before what a pattern names, is replaced."""
+    recipe = find_demo_recipe("demo")
+    write_recipe(tmp_path, recipe)
+    (tmp_path / "pretrain" / "checkpoints").mkdir(parents=True)
+    corrected = apply_overrides(recipe, ["finetune.epochs=99"])
+    check_recipe(tmp_path, corrected, (*TRAINED, "scenes/*"))
+    (tmp_path / "scenes" / "train").mkdir(parents=True)
+    check_recipe(tmp_path, corrected)
+    with pytest.raises(UsageError, match="holds a run with other settings"):
+        check_recipe(tmp_path, corrected, (*TRAINED, "scenes/*"))

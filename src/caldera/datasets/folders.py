@@ -119,17 +119,19 @@ def _split(
         if unknown := sum(not classes.keys() >= set(image.labels) for image in held_out.images):
             training.changes["held-out image of a class that no training image has"] += unknown
         return training, held_out.images
-    held_out_digests = _choose_held_out(training.images, int(options.hold_out), options.seed)
+    held_out_digests = _choose_held_out(training.images, options)
     held_out_images = [image for image in training.images if image.digest in held_out_digests]
     training.images = [image for image in training.images if image.digest not in held_out_digests]
     return training, held_out_images
 
 
-def _choose_held_out(images: Sequence[LabeledImage], count: int, seed: int) -> set[str]:
-    """Return the digests of `count` images; each class keeps an image.
+def _choose_held_out(images: Sequence[LabeledImage], options: ImportOptions) -> set[str]:
+    """Return the digests of the number of images to hold out; each class keeps an image.
 
     The order depends on the content alone, so that images that are added later change little of it.
     """
+    assert options.hold_out is not None  # as checked
+    count, seed = int(options.hold_out), options.seed
     remaining = Counter(label for image in images for label in image.labels)
     chosen: set[str] = set()
     order = sorted(
@@ -140,9 +142,10 @@ def _choose_held_out(images: Sequence[LabeledImage], count: int, seed: int) -> s
             chosen.add(image.digest)
             remaining.subtract(image.labels)
     if len(chosen) < count:
+        usual = min(len(chosen), max(1, len(images) // 10))
         raise UsageError(
-            f"{count} of {len(images)} images cannot be held out with an image of each class left to train on; "
-            f"hold out {len(chosen)} or fewer"
+            f"{count} of {len(images)} images cannot be held out with an image of each class left to train on; hold "
+            f"out {len(chosen)} or fewer, for example {options.hold_out_option}{usual}"
         )
     return chosen
 

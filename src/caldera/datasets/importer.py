@@ -63,6 +63,9 @@ class ImportOptions:
     hold_out: str | None = None
     """Number of images to hold out from class folders, or the split to hold out."""
 
+    hold_out_option: str = "--hold-out "
+    """How a user sets the number of images to hold out, for messages."""
+
     seed: int = 0
     """Seed for the wording of questions, and for the choice of images to hold out."""
 

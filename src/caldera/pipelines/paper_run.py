@@ -26,7 +26,7 @@ from caldera.formats.open_model import load_model
 from caldera.model.bundle import LlavaBundle
 from caldera.model.lora import target_layers
 from caldera.recipes.papers import DatasetInfo, PaperRecipe
-from caldera.recipes.recipe import check_or_write_recipe
+from caldera.recipes.recipe import check_recipe, write_recipe
 from caldera.recipes.towers import DELTAS, check_tower, resolve_towers
 from caldera.training.hyperparameters import Stage
 from caldera.training.job import TrainingData, TrainingJob
@@ -91,7 +91,8 @@ def run_paper_recipe(
         for stage, _, _ in stages:
             if stage.lora:
                 target_layers(assistant.model.language, stage.lora.targets)
-        check_or_write_recipe(out, recipe)
+        check_recipe(out, recipe)
+        write_recipe(out, recipe)
         for stage, data, skipped in stages:
             job = TrainingJob(
                 stage=stage,

@@ -40,7 +40,7 @@ from caldera.pipelines.run_report import (
     stage_curve,
 )
 from caldera.pipelines.run_steps import RunSteps, StepTimer
-from caldera.recipes.recipe import PhotoRecipe, check_or_write_recipe
+from caldera.recipes.recipe import PhotoRecipe, check_recipe, write_recipe
 
 log = logging.getLogger(__name__)
 
@@ -97,13 +97,16 @@ def run_photo_recipe(
         CalderaError: The folder is in use or holds another run, photos cannot be used, or a step failed.
     """
     with lock_folder(out):
-        check_or_write_recipe(out, recipe)
+        check_recipe(out, recipe)
         steps, timer = RunSteps(out, runtime), StepTimer(out / "timings.json")
         with timer("import photos"):
             report = _import(recipe, photos, out / "data", max_bad_fraction)
         with timer("pretrain"):
             log.info("%s", _STAGE_TITLES["pretrain"])
-            pretrained = steps.train(recipe.pretrain, steps.new_model(recipe))
+            start = steps.new_model(recipe)
+            # Not before the photos and the towers are known to be usable.
+            write_recipe(out, recipe)
+            pretrained = steps.train(recipe.pretrain, start)
         with timer("finetune"):
             log.info("%s", _STAGE_TITLES["finetune"])
             assistant = steps.train(recipe.finetune, pretrained)
@@ -140,11 +143,11 @@ def _import(
     recipe: PhotoRecipe, photos: Path, folder: Path, max_bad_fraction: float
 ) -> ImportReport:
     """Write the data of both stages, and the questions about the photos that are held out; log what is held out."""
-    folder.mkdir(parents=True, exist_ok=True)
     training_split, test_split = usual_splits(photos) or (None, None)
     options = ImportOptions(
         split=recipe.split or training_split,
         hold_out=recipe.hold_out or test_split or _HELD_OUT,
+        hold_out_option="--set hold_out=",
         phrases=None if recipe.phrases is None else Path(recipe.phrases),
         seed=recipe.seed,
     )

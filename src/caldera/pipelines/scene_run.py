@@ -37,7 +37,14 @@ from caldera.pipelines.scene_evaluation import (
     write_results,
 )
 from caldera.progress import Progress
-from caldera.recipes.recipe import InstructionMix, SceneCounts, SceneRecipe, check_or_write_recipe
+from caldera.recipes.recipe import (
+    TRAINED,
+    InstructionMix,
+    SceneCounts,
+    SceneRecipe,
+    check_recipe,
+    write_recipe,
+)
 from caldera.scenes.coco_folder import write_scenes
 from caldera.scenes.scene import Split
 from caldera.training.hyperparameters import Stage
@@ -85,7 +92,7 @@ def run_scene_recipe(recipe: SceneRecipe, out: Path, runtime: Runtime) -> SceneS
         CalderaError: The folder is in use or holds another recipe's run, or a step failed.
     """
     with lock_folder(out):
-        check_or_write_recipe(out, recipe)
+        check_recipe(out, recipe, (*TRAINED, "scenes/*", "data/*"))
         for former, current in _FORMER_PATHS.items():
             if (out / former).exists() and not (out / current).exists():
                 (out / former).rename(out / current)
@@ -105,13 +112,16 @@ class _SceneRun:
     def run(self) -> SceneScores:
         """Run all steps, skipping those that are finished."""
         recipe = self._recipe
+        with self._timer("load towers"):
+            start = self._steps.new_model(recipe)
+        write_recipe(self._out, recipe)
         with self._timer("draw scenes"):
             training, held_out = self._draw("train"), self._draw("held_out")
         with self._timer("write data"):
             self._write_data("pretrain", recipe.pretrain_mix, training)
             self._write_data("finetune", recipe.finetune_mix, training)
         with self._timer("pretrain"):
-            pretrained = self._train(recipe.pretrain, self._steps.new_model(recipe), "pretrain")
+            pretrained = self._train(recipe.pretrain, start, "pretrain")
         with self._timer("finetune"):
             assistant = self._train(recipe.finetune, pretrained, "finetune")
         with self._timer("finetune without pretrain"):

@@ -4,6 +4,7 @@ A `SceneRecipe` generates its data; a `PaperRecipe` names the data and towers th
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from caldera.training.hyperparameters import Stage, deciding_settings
 
 _PROJECTORS = ("linear", "mlp2x_gelu")
 """Projectors of the papers."""
+
+TRAINED = ("*/checkpoints/*", "*/model")
+"""Patterns of what training leaves in a run folder."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,23 +69,32 @@ class Recipe:
         return self.pretrain, self.finetune
 
 
-def check_or_write_recipe(out: Path, recipe: Recipe) -> None:
-    """Write a recipe to its run folder, after checking that a run there has the same settings.
+def check_recipe(out: Path, recipe: Recipe, results: Sequence[str] = TRAINED) -> None:
+    """Check that the run in a folder has the settings of a recipe, unless it failed before it had a result.
 
     Settings that do not change the steps of a stage may differ.
+
+    Args:
+        out: Folder of the run, which need not exist.
+        recipe: The recipe.
+        results: Patterns of the files and folders that depend on the settings and that a run does not write anew.
 
     Raises:
         UsageError: The folder holds a run of another recipe.
     """
     file = out / "recipe.json"
-    settings = to_plain_json(asdict(recipe))
-    if file.is_file():
-        stored = with_current_names(json.loads(file.read_text()))
-        if changes := describe_changes(_deciding(stored), _deciding(settings)):
-            raise UsageError(
-                f"{out} holds a run with other settings ({changes}); choose another --out, or remove it to start anew"
-            )
-    write_json(file, settings)
+    if not file.is_file() or not any(path for name in results for path in out.glob(name)):
+        return
+    stored = with_current_names(json.loads(file.read_text()))
+    if changes := describe_changes(_deciding(stored), _deciding(to_plain_json(asdict(recipe)))):
+        raise UsageError(
+            f"{out} holds a run with other settings ({changes}); choose another --out, or remove it to start anew"
+        )
+
+
+def write_recipe(out: Path, recipe: Recipe) -> None:
+    """Write a recipe to its run folder, once nothing but the first step can fail."""
+    write_json(out / "recipe.json", to_plain_json(asdict(recipe)))
 
 
 def _deciding(settings: dict[str, Any]) -> dict[str, Any]:
