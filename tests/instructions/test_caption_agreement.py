@@ -77,6 +77,45 @@ def test_contradicted_captions_are_not_used() -> None:
         assert agreement.lead != 0
 
 
+def test_what_captions_deny_is_not_supported() -> None:
+    """Where two deny it, where as many deny as state it, and where a box shows what is denied."""
+    denied = image_of(
+        "There is no dog on the couch.", "No dog is on the couch here.", categories=("couch",)
+    )
+    disputed = image_of("A man with a hat rides a horse", "A man without a hat rides a horse")
+    boxed = image_of(
+        "A couch without a dog", "A red couch, a table", "A red couch", categories=("couch", "dog")
+    )
+    for image, word in ((denied, "dog"), (disputed, "hat"), (boxed, "dog")):
+        agreement = find_agreement(image, CATEGORIES)
+        assert word not in agreement.supported, image.captions
+        assert word not in " ".join(agreement.sentences)
+    assert {*content_keys("man rides horse")} <= find_agreement(disputed).supported
+    assert find_agreement(disputed).trusted == ()
+    assert 0 not in find_agreement(boxed, CATEGORIES).trusted
+
+
+def test_captions_that_disagree_are_not_trusted() -> None:
+    """On a color or a number that as many give otherwise; the fallback is no caption at all."""
+    color = image_of("A white dog on a couch", "A black dog on a couch", "A red dog on a bed")
+    number = image_of("Two dogs on a couch", "Three small dogs on a couch")
+    for image in (color, number):
+        assert find_agreement(image, CATEGORIES).trusted == (), image.captions
+        assert find_agreement(image, CATEGORIES).sentences == ()
+
+
+def test_fragments_and_questions_begin_no_description() -> None:
+    """Other captions do."""
+    for caption in (
+        "A brown dog on a bed and a",
+        "A brown dog on a bed, is it?",
+        "A group of of dogs on a bed",
+    ):
+        agreement = find_agreement(image_of(caption, "A dog on a bed", "A dog sits on a bed"))
+        assert agreement.lead in (1, 2)
+        assert agreement.trusted == (1, 2)
+
+
 def test_captions_veto_counts_of_boxes() -> None:
     """A cat with its reflection has two boxes: it is not counted; nor is what captions number otherwise."""
     two = ("cat", "cat")

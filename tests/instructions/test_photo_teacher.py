@@ -184,6 +184,29 @@ def test_a_plain_image_gives_no_reason() -> None:
         PhotoTeacher(("clock", "dog")).write("reasoning", [image])
 
 
+@pytest.mark.parametrize(
+    "captions",
+    [
+        ("There is no dog on the couch.", "No dog is on the couch here."),
+        ("A dog on the grass", "A dog runs on the grass"),
+        ("A white dog", "A black dog", "A red dog"),
+        ("Is the dog on the couch?", "What is the dog on the couch doing?"),
+    ],
+)
+def test_captions_state_every_need_of_a_reason(captions: tuple[str, ...]) -> None:
+    """Boxes of a dog and a couch do not tell that the dog lies there; captions that say both do."""
+    boxes = (Instance("dog", Box(0.1, 0.1, 0.5, 0.6)), Instance("couch", Box(0, 0.4, 0.9, 0.95)))
+    image = AnnotatedImage("1", Path("1.jpg"), 640, 480, captions, boxes)
+    teacher = PhotoTeacher(("dog", "couch"))
+    assert not write(teacher, "reasoning", image)
+    assert write(teacher, "caption", image)
+    both = replace(
+        image, path=Path("2.jpg"), captions=("A dog on a couch", "A dog lies on a couch")
+    )
+    [exchange] = write(teacher, "reasoning", both)
+    assert exchange.answer.endswith("a dog and a couch.")
+
+
 def test_situations_are_well_formed() -> None:
     """Each has needs, as many answers as questions, and a place for what is seen in every answer."""
     assert len(SITUATIONS) > 40

@@ -1,7 +1,8 @@
 """Statements on which several captions of an image agree, in their own phrases.
 
-A word is supported if at least two captions have it, or one caption and a box; forms and synonyms of a word count as
-the same. A caption that the boxes or the other captions contradict is not used.
+A word is supported if at least two captions state it, or one caption and a box, and fewer deny it; forms and synonyms
+of a word count as the same. A caption that the boxes or the other captions contradict, a question and a caption that
+breaks off are not used.
 """
 
 import re
@@ -12,6 +13,7 @@ from dataclasses import dataclass, replace
 from caldera.annotations.annotated_image import AnnotatedImage
 from caldera.annotations.english import PLURAL_ONLY, number_word, plural, sentence
 from caldera.annotations.noun_phrases import FUNCTION_WORDS, VERBS, word_set
+from caldera.instructions.caption_claims import is_statement, split_claims
 from caldera.instructions.caption_clauses import FINITE_AUXILIARIES, Clause, parse_clause
 from caldera.instructions.caption_words import (
     ANIMATE_HEADS,
@@ -67,6 +69,14 @@ _MALE, _FEMALE = (
     word_set("woman women girl girls lady ladies her she"),
 )
 
+_NUMBERS = {number_word(count): str(count) for count in range(2, 13)}
+
+_VALUED_NOUN = re.compile(
+    rf"\b(?:({'|'.join(_NUMBERS)}|[2-9]|\d\d+) )?(?:(?:small|little|large|big|young|old) )*"
+    rf"(?:({'|'.join(COLORS)}) )?([a-z]+)\b"
+)
+"""A noun with the number and the color before it, both optional."""
+
 _GROUP_WORDS = re.compile(
     r"\b(?:group|herd|couple|bunch|pair|flock|fleet|crowd|family|several|many|some|multiple|row|lots?|all|both|team|"
     r"various|different|lines?|stacks?|piles?|sets?|number)\b"
@@ -87,7 +97,7 @@ class Agreement:
     """Supported statements of what a person or an animal does, at most one for each verb."""
 
     trusted: tuple[int, ...] = ()
-    """Indices of the captions that nothing contradicts; of all, if each is contradicted."""
+    """Indices of the captions that state something which nothing contradicts."""
 
     supported: frozenset[str] = frozenset()
     """Keys of the supported words, and their stems."""
@@ -148,22 +158,36 @@ class _Captions:
     def __init__(self, image: AnnotatedImage, categories: frozenset[str]) -> None:
         self._categories = categories
         self._texts = [normalize_caption(caption) for caption in image.captions]
-        self._keys = [content_keys(text) for text in self._texts]
+        self._claims = [split_claims(text) for text in self._texts]
+        self._keys = [content_keys(claims.stated) for claims in self._claims]
         self._boxed = {item.category for item in image.instances}
-        self._support = Counter(key for keys in self._keys for key in keys)
-        self._support.update({key for category in self._boxed for key in content_keys(category)})
+        boxed_keys = {key for category in self._boxed for key in content_keys(category)}
+        self._stated = Counter(key for keys in [*self._keys, boxed_keys] for key in keys)
+        self._denied = Counter(
+            key for claims in self._claims for key in content_keys(claims.denied)
+        )
+        self._support = _without_denied(self._stated, self._denied)
         self._trusted = self._find_trusted(image)
-        self._clauses = [parse_clause(text) for text in self._texts]
+        self._clauses = [
+            None if claims.denied else parse_clause(text)
+            for text, claims in zip(self._texts, self._claims, strict=True)
+        ]
 
     def agreement(self) -> Agreement:
         """Return what the captions agree on."""
-        stems = Counter(part for text in self._texts for part in {*map(stem, content_words(text))})
+        stems = Counter(
+            part for claims in self._claims for part in {*map(stem, content_words(claims.stated))}
+        )
         stems.update({stem(category) for category in self._boxed})
+        denied = Counter(
+            part for claims in self._claims for part in {*map(stem, content_words(claims.denied))}
+        )
+        stems = _without_denied(stems, denied)
         supported = frozenset(
             name for names in (self._support, stems) for name, count in names.items() if count > 1
         )
         candidates = [index for index in self._trusted if self._score(index) > 0]
-        trusted = tuple(self._trusted or range(len(self._texts)))
+        trusted = tuple(self._trusted)
         if len(self._texts) < 2 or not candidates:
             return Agreement(trusted=trusted, supported=supported)
         lead = max(candidates, key=self._score)
@@ -175,10 +199,10 @@ class _Captions:
         return Agreement(tuple(sentences), lead, tuple(self._actions()), trusted, supported)
 
     def _find_trusted(self, image: AnnotatedImage) -> list[int]:
-        """Return the indices of captions that nothing contradicts."""
+        """Return the indices of captions that state something, and that nothing contradicts."""
         counts = image.counts
         categories_by_caption = [
-            mentioned_categories(text, self._categories) for text in self._texts
+            mentioned_categories(claims.stated, self._categories) for claims in self._claims
         ]
         mentions = Counter(
             category for categories in categories_by_caption for category in categories
@@ -195,17 +219,24 @@ class _Captions:
                 for category, count in counts.items()
             )
             invented = image.instances and alone - self._boxed
-            if not wrong_number and not invented and not self._has_disputed_color(index):
+            is_stated = is_statement(text) and self._keys[index]
+            if is_stated and not (wrong_number or invented or self._is_disputed(index)):
                 trusted.append(index)
         return trusted
 
-    def _has_disputed_color(self, index: int) -> bool:
-        """Return whether another caption gives a noun another color, which no fewer captions name."""
-        colors = _colors_of_nouns(self._texts[index])
-        others = [_colors_of_nouns(text) for text in self._texts]
-        for noun, color in colors.items():
-            counts = Counter(other[noun] for other in others if noun in other)
-            if any(count >= counts[color] for other, count in counts.items() if other != color):
+    def _is_disputed(self, index: int) -> bool:
+        """Return whether as many captions deny what one states, or the reverse, or disagree on a color or a number."""
+        denied = self._claims[index].denied
+        if any(self._denied[key] >= self._stated[key] for key in self._keys[index]) or any(
+            self._stated[key] >= self._denied[key] for key in content_keys(denied)
+        ):
+            return True
+        if mentioned_categories(denied, self._categories) & self._boxed:
+            return True
+        values = [_values_of_nouns(claims.stated) for claims in self._claims]
+        for subject, value in values[index].items():
+            counts = Counter(other[subject] for other in values if subject in other)
+            if any(count >= counts[value] for other, count in counts.items() if other != value):
                 return True
         return False
 
@@ -213,7 +244,7 @@ class _Captions:
         """Return how much of a caption others support; 0 or less if it is not to be used."""
         keys = self._keys[index]
         length = len(self._texts[index].split())
-        unsupported = sum(self._support[key] == 1 for key in keys)
+        unsupported = sum(self._support[key] < 2 for key in keys)
         if (
             not keys
             or not _MIN_WORDS <= length <= _MAX_WORDS
@@ -268,7 +299,7 @@ class _Captions:
     def _new_keys(self, clause: Clause, covered: set[str]) -> set[str]:
         """Return the supported keys of a predicate that are new, besides its verb; none if it is not to be used."""
         keys = content_keys(self._trim(clause.predicate))
-        unsupported = sum(self._support[key] == 1 for key in keys)
+        unsupported = sum(self._support[key] < 2 for key in keys)
         if (
             unsupported > 1
             or not keys
@@ -291,7 +322,7 @@ class _Captions:
             if (
                 not keys
                 or self._support[keys[0]] < 2
-                or sum(self._support[key] == 1 for key in keys) > 1
+                or sum(self._support[key] < 2 for key in keys) > 1
             ):
                 continue
             if keys[0] not in verbs and self._support[word_key(clause.head)] > 1:
@@ -299,11 +330,20 @@ class _Captions:
                 yield replace(clause, predicate=predicate)
 
 
-def _colors_of_nouns(text: str) -> dict[str, str]:
-    """Return the color before each noun of a text: {'truck': 'white'}."""
-    colors = "|".join(COLORS)
-    pairs = re.findall(rf"\b({colors}) ([a-z]+)\b", text.lower())
-    return {word_key(noun): color for color, noun in pairs if noun not in (*COLORS, "and", "or")}
+def _without_denied(stated: Counter[str], denied: Counter[str]) -> Counter[str]:
+    """Return the counts of what fewer captions deny than state."""
+    return Counter({key: count for key, count in stated.items() if count > denied[key]})
+
+
+def _values_of_nouns(text: str) -> dict[tuple[str, str], str]:
+    """Return the color and the number before each noun of a text: {('color', 'truck'): 'white'}."""
+    values: dict[tuple[str, str], str] = {}
+    for number, color, noun in _VALUED_NOUN.findall(text.lower()):
+        if noun not in COLORS and noun not in FUNCTION_WORDS:
+            key = word_key(noun)
+            values |= {("color", key): color} if color else {}
+            values |= {("number", key): _NUMBERS.get(number, number)} if number else {}
+    return values
 
 
 def _is_same_subject(first: Clause, second: Clause) -> bool:

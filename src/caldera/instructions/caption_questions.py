@@ -9,6 +9,7 @@ from caldera.annotations.annotated_image import AnnotatedImage
 from caldera.annotations.english import article, join_with_and, sentence
 from caldera.annotations.noun_phrases import FUNCTION_WORDS, NOUNS, singular, word_set
 from caldera.instructions.caption_agreement import Agreement
+from caldera.instructions.caption_claims import split_claims
 from caldera.instructions.caption_clauses import Clause
 from caldera.instructions.caption_words import content_keys, normalize_caption, stem, word_key
 from caldera.instructions.coco_knowledge import OTHER_NAMES
@@ -175,7 +176,8 @@ def situation_questions(
     captions = [normalize_caption(text).lower() for text in image.captions]
     if any(NO_REAL_SCENE & {*text.split()} for text in captions):
         return []
-    phrases = _noun_phrases([captions[index] for index in agreement.trusted], agreement)
+    stated = [split_claims(captions[index]).stated for index in agreement.trusted]
+    phrases = _noun_phrases(stated, agreement)
     questions = []
     for situation in SITUATIONS:
         evidence = _evidence_of(situation, phrases, agreement, facts)
@@ -227,12 +229,11 @@ def _is_nominal(word: str) -> bool:
 def _evidence_of(
     situation: Situation, phrases: Mapping[str, str], agreement: Agreement, facts: Facts
 ) -> str:
-    """Return what is seen of the needs of a situation; empty if one is not met, or all by boxes alone.
+    """Return what is seen of the needs of a situation; empty if captions do not state each of them.
 
-    What captions do not mention may be small or far away.
+    What they do not mention may be small, far away, or apart from the rest.
     """
     evidence: dict[str, str] = {}
-    in_captions = False
     for need in situation.needs:
         keys = [
             word_key(word) if word in OTHER_NAMES else stem(word)
@@ -240,11 +241,11 @@ def _evidence_of(
         ]
         supported = [key for key in keys if key in agreement.supported]
         boxed = [category for category in facts.present if category in need]
-        if "people" in need and "person" in facts.present and facts.counts.get("person") != 1:
+        several_people = "person" in facts.present and facts.counts.get("person") != 1
+        if "people" in need and several_people and word_key("person") in agreement.supported:
             boxed.append("person")
-        if not supported and not boxed:
+        elif not supported:
             return ""
-        in_captions = in_captions or bool(supported)
         phrase_of_key = {key: phrases[key] for key in supported if key in phrases}
         phrase_of_key |= {
             key: key for key in supported if key in _MASS_NOUNS and key not in phrase_of_key
@@ -259,4 +260,4 @@ def _evidence_of(
             key = next(iter(phrase_of_key))
             if phrase_of_key[key].split()[-1] not in heads:
                 evidence[key] = phrase_of_key[key]
-    return join_with_and([*evidence.values()]) if in_captions and evidence else ""
+    return join_with_and([*evidence.values()]) if evidence else ""

@@ -13,6 +13,7 @@ from functools import cache
 from caldera.annotations.annotated_image import AnnotatedImage, Instance
 from caldera.annotations.boxes import Relation, position_of, relations
 from caldera.annotations.english import PLURAL_ONLY, plural
+from caldera.instructions.caption_claims import split_claims
 from caldera.instructions.coco_knowledge import (
     CATEGORIES_WITH_PURPOSE,
     COLORS,
@@ -89,6 +90,7 @@ def derive_facts(image: AnnotatedImage, categories: Iterable[str]) -> Facts:
     labeled = tuple(categories)
     vocabulary = frozenset({*labeled, *OTHER_NAMES, *CATEGORIES_WITH_PURPOSE, *GROUPED})
     mentioned = mentioned_categories("\n".join(image.captions), vocabulary)
+    stated = tuple(split_claims(text).stated for text in image.captions)
     possible = mentioned | by_category.keys() | image.uncounted
     return Facts(
         present=tuple(visible),
@@ -109,8 +111,8 @@ def derive_facts(image: AnnotatedImage, categories: Iterable[str]) -> Facts:
             if category != other_category
             for relation in relations(instance.box, other_instance.box)
         ),
-        colors=_colors(image.captions, counts),
-        setting=_setting(image.captions),
+        colors=_colors(stated, counts),
+        setting=_setting(stated),
     )
 
 

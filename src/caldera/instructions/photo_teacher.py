@@ -93,13 +93,13 @@ class PhotoTeacher:
         return self._cached[image.path]
 
     def _caption(self, images: Sequence[AnnotatedImage], rng: random.Random) -> list[Exchange]:
-        """Ask for a caption; answer with one that nothing contradicts and that does not begin the description."""
+        """Ask for a caption; answer with one that nothing contradicts, if any, and that begins no description."""
         [image] = images
         if not image.captions:
             raise NothingToWrite("the image has no caption")
         _, agreement = self._known(image)
         others = [index for index in agreement.trusted if index != agreement.lead]
-        index = rng.choice(others or agreement.trusted)
+        index = rng.choice(others or agreement.trusted or range(len(image.captions)))
         return [Exchange(rng.choice(CAPTION_REQUESTS), image.captions[index])]
 
     def _detail(self, images: Sequence[AnnotatedImage], rng: random.Random) -> list[Exchange]:
