@@ -74,7 +74,6 @@ def test_a_box_at_the_origin_does_not_tell_corners_from_sizes() -> None:
     assert contradiction(SizedBoxes(SIZE, [at_origin, elsewhere])) is not None
 
 
-
 def test_whole_numbers_are_pixels_and_a_single_small_box_too() -> None:
     """A small folder of boxes near the corner is nothing unusual."""
     assert detect_unit(boxed([[(10, 20, 30, 40), (5, 5, 60, 70)]], is_whole=True)) == "pixels"

@@ -136,7 +136,9 @@ def _have_areas_of_corners(boxes: Sequence[BoxEntry]) -> bool:
     A box at the origin is the same either way, so it decides nothing.
     """
     areas_of_sizes = [
-        _is_near(box.area, box.width * box.height, 0.05) for box in boxes if _has_area_as_corners(box)
+        _is_near(box.area, box.width * box.height, 0.05)
+        for box in boxes
+        if _has_area_as_corners(box)
     ]
     return len(areas_of_sizes) == len(boxes) and not all(areas_of_sizes)
 
