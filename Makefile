@@ -8,7 +8,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo demo-smollm2 demo-photos teacher-check test test-slow test-all test-reference coverage lint check bench docs \
+.PHONY: demo demo-smollm2 demo-photos teacher-check test test-slow test-all test-soak test-reference coverage lint check bench docs \
 	docs-pages backbones clean
 
 demo: .venv/installed
@@ -34,7 +34,10 @@ test-slow: .venv/installed
 
 # One run of both tiers: modules are imported once, and neither core waits for the other between them.
 test-all: .venv/installed
-	$(PYTEST) -m "not gpu and not reference"
+	$(PYTEST) -m "not soak and not gpu and not reference"
+
+test-soak: .venv/installed
+	$(PYTEST) -m soak
 
 # The tracer costs a quarter of the tests' time.
 coverage: .venv/installed

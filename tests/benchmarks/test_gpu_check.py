@@ -27,7 +27,7 @@ def test_without_a_gpu_it_says_so() -> None:
     assert "--device cpu --scale tiny" in result.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_checks_pass_on_a_cpu_at_tiny_size(tmp_path: Path) -> None:
     """Each has rows, none fails, and both tables are written. The speed of training takes too long here."""
     names = ("steps", "attention", "checkpointing", "engine", "int8", "float16", "answer speed")
@@ -48,7 +48,7 @@ def test_the_checks_pass_on_a_cpu_at_tiny_size(tmp_path: Path) -> None:
     assert sum(line.startswith("| ") for line in lines) == 2 + sum(map(len, checks.values()))
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_check_that_fails_or_takes_too_long_does_not_stop_the_others(tmp_path: Path) -> None:
     """It is named, and the exit code is 1."""
     code = f"""

@@ -14,7 +14,7 @@ from tests.server.server_process import (
     stream_or_leave,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.soak
 
 
 def test_schemathesis_finds_no_server_error(server: ServerProcess) -> None:

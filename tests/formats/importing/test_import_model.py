@@ -221,7 +221,7 @@ def test_the_command_fails_with_one_line(tmp_path: Path, write_original: Write) 
     assert command("import", folder).returncode == 2
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_large_model_is_imported_and_answers_in_little_memory(tmp_path: Path) -> None:
     """Import of a 2 GB model takes less than half of its size, an answer its size plus that of Python and torch.
 

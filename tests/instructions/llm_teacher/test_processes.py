@@ -62,7 +62,7 @@ def faulty(request: dict[str, Any], number: int) -> Answer:
 
 
 @pytest.mark.parametrize(
-    ("kills", "images"), [(2, 40), pytest.param(20, 160, marks=pytest.mark.slow)]
+    ("kills", "images"), [(2, 40), pytest.param(20, 160, marks=pytest.mark.soak)]
 )
 def test_a_killed_run_has_the_same_result(
     tmp_path: Path, serve: Serve, coco: Callable[[int], Path], kills: int, images: int
@@ -167,7 +167,7 @@ def test_the_key_is_not_in_the_list_of_processes(
     assert "Traceback" not in errors
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_two_thousand_requests_are_answered_in_little_memory(
     tmp_path: Path, serve: Serve, coco: Callable[[int], Path]
 ) -> None:
