@@ -68,6 +68,49 @@ def test_the_place_of_the_right_option_is_counted(question: str, first: str, sec
     assert not any("A or B" in item.finding for item in balanced)
 
 
+@pytest.mark.parametrize(
+    ("question", "first", "second"),
+    [
+        ("which is closer, the red car or the blue car?", "the red car", "The blue car."),
+        ("Is the red car or the blue car closer?", "The red car is closer.", "the blue car"),
+        ("Is the red car or the blue car closer?", "the red car", "The blue car is closer."),
+        ("Is it thing 7 or item 7?", "thing 7", "item 7"),
+        ("Thing 7 or item 7?", "Thing 7.", "Item 7."),
+        ("Is it picture A or picture B?", "Picture A.", "Picture B."),
+        ("A cat or a dog?", "A cat.", "A dog."),
+        ("Is it a hot dog or a cold beer?", "A dog.", "A beer."),
+        ("Is the man or the woman taller?", "The man is taller.", "The woman is taller."),
+    ],
+)
+@pytest.mark.parametrize(("num_first", "num_second"), [(100, 100), (225, 75), (75, 225)])
+def test_options_are_told_apart_by_the_words_that_differ(
+    question: str, first: str, second: str, num_first: int, num_second: int
+) -> None:
+    """A word that both options share names neither of them; what is in balance is not reported."""
+    exchanges = [(question, first)] * num_first + [(question, second)] * num_second
+    found = [item.finding for item in counted(exchanges) if "A or B" in item.finding]
+    total = num_first + num_second
+    assert found == [
+        f"the answers to {total} questions 'A or B' are out of balance: "
+        f"first {num_first} ({num_first / total:.0%}), second {num_second} ({num_second / total:.0%})"
+    ] * (num_first != num_second)
+
+
+def test_unclear_answers_are_no_evidence() -> None:
+    """Where the second option may go on ('the small truck'), answers with its further words can balance the first."""
+    question = "Is it the car or the small truck?"
+    exchanges = [(question, "the car"), (question, "the truck")] * 100
+    assert not any("A or B" in item.finding for item in counted(exchanges))
+
+
+def test_examples_of_repeated_questions_differ() -> None:
+    """A question that is repeated about many images is one example."""
+    exchanges = [("Which sport?", str(index)) for index in range(30)]
+    exchanges += [("Which color?", str(index)) for index in range(30)]
+    [imbalance] = counted(exchanges, same_image=True)
+    assert imbalance.finding.count("'Which sport?'") == 1
+
+
 @pytest.mark.parametrize("form", ["{}", "{}.", "({})", "The answer is {}.", "{}. a thing"])
 def test_letters_are_counted_by_the_number_of_choices(form: str) -> None:
     """LLaVA's and ScienceQA's forms of answers; equal shares are right for any number of choices."""

@@ -8,6 +8,7 @@ questions asked twice in other words about one image; long answers that are repe
 import hashlib
 import re
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from caldera.annotations.noun_phrases import singular, word_set
@@ -44,8 +45,21 @@ _YES_NO = re.compile(r"^\s*(yes|no)\b", re.IGNORECASE)
 _FIRST_OPTION = re.compile(r"(?<![^\W_])([^\W_]+)\"?,? or ")
 """Last word of the first of two options; it is tried at the start of a word only, as long words have many ends."""
 
+_CLAUSE_END = re.compile(r"[,;:.!?](?=\s|$)|\n")
+
 _OPTION_STARTS = word_set("a an the to in on at of it is are this that")
 """Words before the one that distinguishes an option: 'to the left'."""
+
+_ARTICLES = word_set("a an the")
+
+_CLAUSE_WORDS = word_set(
+    """
+    is are was were do does did has have had can could will would should may might it this that there which what who
+    whose where when why how
+    """
+)
+_MAX_OPTION_WORDS = 4
+"""A clause before "or" that is longer or has one of these words holds more than the first option."""
 
 _ASKING = word_set(
     """
@@ -79,7 +93,7 @@ class AnswerCounts:
 
     yes_no: Counter[str] = field(default_factory=Counter)
     options: Counter[str] = field(default_factory=Counter)
-    """Number of answers that name the first and the second of two options."""
+    """Number of answers that name the first and the second of two options, or both, which is unclear."""
 
     letters: dict[int, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     """Answers to multiple-choice questions, by the number of choices."""
@@ -95,8 +109,8 @@ class AnswerCounts:
     question_counts: Counter[int] = field(default_factory=Counter)
     """Times that a question is asked about an image, by a digest of both; wordings with the same content are one."""
 
-    examples: dict[int, str] = field(default_factory=dict)
-    """Text of the questions of `question_counts` that were asked twice."""
+    examples: dict[str, None] = field(default_factory=dict)
+    """Texts of some questions that were asked twice, each once, in order."""
 
     def add(self, conversation: Conversation) -> None:
         """Count the exchanges of a record."""
@@ -128,7 +142,7 @@ class AnswerCounts:
             key = _question_key(images, question)
             self.question_counts[key] += 1
             if self.question_counts[key] == 2 and len(self.examples) < _MAX_EXAMPLES:
-                self.examples[key] = question.replace("\n", " ")
+                self.examples.setdefault(question.replace("\n", " "))
 
     def imbalances(self) -> list[Imbalance]:
         """Return what is out of balance, what concerns most records first."""
@@ -140,6 +154,7 @@ class AnswerCounts:
             *_share_imbalances(
                 "questions 'A or B'", self.options, ("first", "second"),
                 "swap the two options in half of the questions",
+                unclear=self.options["unclear"],
             ),
             *(
                 imbalance
@@ -182,7 +197,7 @@ class AnswerCounts:
         repeated = sum(count - 1 for count in self.question_counts.values() if count > 1)
         if repeated <= _MAX_DUPLICATES * self.num_questions or repeated < _MIN_REPEATED:
             return []
-        examples = ", ".join(repr(_shorten(text)) for text in self.examples.values())
+        examples = ", ".join(repr(_shorten(text)) for text in self.examples)
         return [
             Imbalance(
                 f"{repeated:,} of {self.num_questions:,} questions repeat another one about the same image in the same "
@@ -202,7 +217,7 @@ class AnswerCounts:
         examples = ", ".join(
             f"{count:,} x {_shorten(answer)!r}" for answer, count in frequent[:_MAX_EXAMPLES]
         )
-        advice = "remove most of them; of captions, `caldera data balance` keeps at most a hundred for each noun phrase"
+        advice = "remove most of them; of captions, caldera data balance keeps at most a hundred for each noun phrase"
         plural = (
             "answer of several words is" if len(frequent) == 1 else "answers of several words are"
         )
@@ -210,16 +225,22 @@ class AnswerCounts:
 
 
 def _share_imbalances(
-    questions: str, counts: Counter[str], options: tuple[str, ...], advice: str
+    questions: str, counts: Counter[str], options: tuple[str, ...], advice: str, unclear: int = 0
 ) -> list[Imbalance]:
-    """Return the imbalance of the answer whose share is farthest from equal, if that is no chance."""
+    """Return the imbalance of the answer whose share is farthest from equal, if that is no chance.
+
+    Unclear answers count for the least frequent option, as far as they would balance it.
+    """
     total = sum(counts[option] for option in options)
     expected = 1 / len(options)
     if not total:
         return []
-    option = max(options, key=lambda name: abs(counts[name] / total - expected))
-    shift = abs(counts[option] / total - expected)
-    deviation = (expected * (1 - expected) / total) ** 0.5
+    tested = {option: counts[option] for option in options}
+    least = min(options, key=lambda name: tested[name])
+    tested[least] += min(unclear, max(tested.values()) - tested[least])
+    size = sum(tested.values())
+    shift = max(abs(count / size - expected) for count in tested.values())
+    deviation = (expected * (1 - expected) / size) ** 0.5
     if shift <= _MIN_SHIFT or shift <= _MIN_DEVIATIONS * deviation:
         return []
     shares = ", ".join(f"{name} {counts[name]:,} ({counts[name] / total:.0%})" for name in options)
@@ -234,27 +255,63 @@ def _without_requests(text: str) -> str:
 
 
 def _named_option(question: str, answer: str) -> str | None:
-    """Return which option of a question 'A or B?' an answer names; None if it is no such question or names both."""
+    """Return the option of a question 'A or B?' that an answer names: first, second, or unclear.
+
+    Unclear are answers that name both, or only words after the options, which may belong to the second one. None stands
+    for another question, and for an answer that names neither.
+    """
     match = _FIRST_OPTION.search(question)
     end = question.find("?", match.end()) if match else -1
     if match is None or end < 0:
         return None
-    first, rest = match[1], _WORD.findall(question[match.end() : end])
-    before = {word.lower() for word in _WORD.findall(question[: match.end()])}
-    new = (word for word in rest if _is_letter(word) or word.lower() not in _OPTION_STARTS | before)
-    second = next(new, None)
-    if second is None:
+    left = _CLAUSE_END.split(question[: match.end(1)])[-1]
+    right = _CLAUSE_END.split(question[match.end() : end])[0]
+    # Not in 'A cat or a dog?', whose first word is an article.
+    with_letters = any(map(_is_letter, _WORD.findall(right)))
+    first, second, rest = _options(_words(left, with_letters), _words(right, with_letters))
+    words = {*_words(answer, with_letters)}
+    named = [name for name, option in (("first", first), ("second", second)) if words & option]
+    if not (first and second):
         return None
-    words = _WORD.findall(answer)
-    options = [
-        name
-        for name, option in (("first", first), ("second", second))
-        if any(
-            word == option if _is_letter(option) else word.lower() == option.lower()
-            for word in words
-        )
-    ]
-    return options[0] if len(options) == 1 else None
+    return named[0] if len(named) == 1 else "unclear" if named or words & rest else None
+
+
+def _options(left: Sequence[str], right: Sequence[str]) -> tuple[set[str], set[str], set[str]]:
+    """Return the words of the first option that are not in the second, those of the second, and those after it.
+
+    Args:
+        left: Words of the clause before "or": 'is the dog to the left'.
+        right: Words after it: 'to the right of the car'.
+    """
+    start, known = 0, {*left}
+    is_clause = len(left) > _MAX_OPTION_WORDS or not _CLAUSE_WORDS.isdisjoint(left)
+    if is_clause:
+        # The first option begins like the second one, or else with the last word that the second one lacks.
+        opening = right[0] if right and not _is_content(right[0]) else ""
+        alike = _ARTICLES if opening in _ARTICLES else {opening}
+        starts = [index for index, word in enumerate(left) if word in alike]
+        lacking = [i for i, word in enumerate(left) if _is_content(word) and word not in right]
+        if not lacking:
+            return set(), set(), set()
+        start = lacking[-1]
+        if starts and starts[-1] < start:
+            start = starts[-1]
+            known = {*left[start:]}
+    first = {word for word in left[start:] if _is_content(word) and word not in right}
+    new = [word for word in right if _is_content(word) and word not in known]
+    length = len(first) if is_clause else len(new)
+    return first, {*new[:length]}, {*new[length:]}
+
+
+def _words(text: str, with_letters: bool) -> list[str]:
+    """Return the words of a text in lower case, but for the letters of options."""
+    words = _WORD.findall(text)
+    return [word if with_letters and _is_letter(word) else word.lower() for word in words]
+
+
+def _is_content(word: str) -> bool:
+    """Return whether a word can tell options apart."""
+    return bool(word) and word not in _OPTION_STARTS
 
 
 def _is_letter(word: str) -> bool:
