@@ -45,11 +45,12 @@ def test_files_that_are_no_images_are_counted(tmp_path: Path) -> None:
     write_image(tmp_path / "overview.png", 99)
     (tmp_path / "LICENSE").write_text("CC0")
     (tmp_path / "hat" / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
-    read = read_labeled_images(tmp_path, SkippedItems(), LabelOptions())
+    skipped = SkippedItems()
+    read = read_labeled_images(tmp_path, skipped, LabelOptions())
     assert read.num_images == {"a hat": 2, "a skirt": 1}
-    assert read.changes == {
-        "file that is no image not used": 1,
-        "image outside of class folders not used": 1,
+    assert {Path(note.location).name: note.reason for note in skipped.notes} == {
+        "LICENSE": "not used, as it is not an image",
+        "overview.png": "not used, as it is in no class folder",
     }
 
 
@@ -68,8 +69,9 @@ def test_special_files_are_not_opened(tmp_path: Path) -> None:
     (tmp_path / "hat" / "broken").symlink_to("missing")
     with socket.socket(socket.AF_UNIX) as server, contextlib.chdir(tmp_path):
         server.bind("hat/socket")
-        read = read_labeled_images(tmp_path, SkippedItems(), LabelOptions())
-    assert read.changes == {"file that is no image not used": 4}
+        skipped = SkippedItems()
+        read_labeled_images(tmp_path, skipped, LabelOptions())
+    assert [note.reason for note in skipped.notes] == ["not used, as it is not an image"] * 4
 
 
 def test_linked_folders_are_read(tmp_path: Path) -> None:
@@ -99,17 +101,19 @@ def test_identical_files_are_one_image(tmp_path: Path) -> None:
     write_class_folders(tmp_path, {"hat": 2, "skirt": 1})
     for name in ("hat/copy.png", "skirt/copy.png"):
         (tmp_path / name).write_bytes((tmp_path / "hat" / "0.png").read_bytes())
-    read = read_labeled_images(tmp_path, SkippedItems(), LabelOptions())
+    skipped = SkippedItems()
+    read = read_labeled_images(tmp_path, skipped, LabelOptions())
     assert sorted(image.labels for image in read.images) == [
         ("a hat",),
         ("a hat", "a skirt"),
         ("a skirt",),
     ]
     assert read.total == 5
-    assert read.changes == {
-        "image with the content of another one merged with it": 2,
-        "image that has the classes of several identical files": 1,
-    }
+    merged = f"merged with the identical file '{tmp_path / 'hat' / '0.png'}'"
+    assert [(Path(note.location), note.reason) for note in skipped.notes] == [
+        (tmp_path / "hat" / "copy.png", merged),
+        (tmp_path / "skirt" / "copy.png", f"{merged}, with the classes of both: 'a hat, a skirt'"),
+    ]
 
 
 def test_a_split_is_chosen_where_there_are_several(tmp_path: Path) -> None:
@@ -152,9 +156,10 @@ def test_a_class_may_be_named_like_a_split(tmp_path: Path, name: str) -> None:
 def test_splits_hold_class_folders(tmp_path: Path) -> None:
     """A class of a split may be named like one; unlabeled images of another split are not used, and counted."""
     write_class_folders(tmp_path, {"train/bus": 1, "train/train": 1, "test": 2})
-    read = read_labeled_images(tmp_path, SkippedItems(), LabelOptions())
+    skipped = SkippedItems()
+    read = read_labeled_images(tmp_path, skipped, LabelOptions())
     assert read.num_images == {"a bus": 1, "a train": 1}
-    assert read.changes == {"image outside of class folders not used": 2}
+    assert [note.reason for note in skipped.notes] == ["not used, as it is in no class folder"] * 2
     assert usual_splits(tmp_path) is None
     write_class_folders(tmp_path, {"test/bus": 1}, first=9)
     assert usual_splits(tmp_path) == ("train", "test")

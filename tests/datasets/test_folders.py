@@ -110,10 +110,13 @@ def test_a_split_is_held_out(tmp_path: Path) -> None:
     options = ImportOptions(split="train", hold_out="test")
     report = import_dataset("folders", tmp_path, tmp_path / "a.json", options)
     assert (report.images, report.held_out_images) == (6, 5)
-    assert report.fixes == {"image that is also held out not used for training": 1}
+    [note] = records_of(tmp_path / "a.skipped.jsonl")
+    assert note["reason"] == "not trained on, as it is also held out"
     write_image(tmp_path / "test" / "scarf" / "0.png", 99)
-    report = import_dataset("folders", tmp_path, tmp_path / "a.json", options)
-    assert report.fixes["held-out image of a class that no training image has"] == 1
+    import_dataset("folders", tmp_path, tmp_path / "a.json", options)
+    note = records_of(tmp_path / "a.skipped.jsonl")[-1]
+    assert note["location"].endswith("test/scarf/0.png")
+    assert note["reason"] == "held out, of a class without training images: 'a scarf'"
 
 
 def test_the_split_to_train_on_is_not_held_out(tmp_path: Path) -> None:

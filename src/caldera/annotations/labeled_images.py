@@ -56,9 +56,6 @@ class LabeledImages:
     total: int
     """Number of image files or rows, skipped ones included."""
 
-    changes: Counter[str] = field(default_factory=Counter)
-    """Number of changes by description."""
-
     @property
     def num_images(self) -> Counter[str]:
         """Number of images by label."""
@@ -89,15 +86,14 @@ def read_labeled_images(path: Path, skipped: SkippedItems, options: LabelOptions
     """Read class folders, or a table or JSON records of images and labels.
 
     Images with the same content are one image with all their labels. Invalid ones are added to `skipped`, whose limit
-    the caller checks.
+    the caller checks, and what is merged or not used to its notes.
 
     Raises:
         AnnotationError: There are no images or no classes, or the splits are not clear.
         ImageError: An image cannot be used, and none may be skipped.
     """
-    changes: Counter[str] = Counter()
     if path.is_dir():
-        rows = _of_split(list(_class_files(path, options.phrases, changes)), path, options.split)
+        rows = _of_split(list(_class_files(path, options.phrases, skipped)), path, options.split)
         total = len(rows)
     else:
         rows, total = _table_rows(path, skipped, options)
@@ -105,8 +101,8 @@ def read_labeled_images(path: Path, skipped: SkippedItems, options: LabelOptions
     if unknown := options.phrases.keys() - names:
         name = min(unknown)
         raise AnnotationError(f"{path} has no class {name!r}; {did_you_mean(name, names)}")
-    images = _merge(rows, path, skipped, options, changes)
-    labeled = LabeledImages(images, total, changes)
+    images = _merge(rows, path, skipped, options)
+    labeled = LabeledImages(images, total)
     if len(labeled.num_images) < 2:
         classes = ", ".join(labeled.num_images) or "none"
         raise AnnotationError(
@@ -131,20 +127,20 @@ _Row = tuple[Path, tuple[str, ...]]
 """An image file and its class names."""
 
 
-def _class_files(root: Path, phrases: Collection[str], changes: Counter[str]) -> Iterator[_Row]:
-    """Yield the images in class folders; other files are counted."""
+def _class_files(root: Path, phrases: Collection[str], skipped: SkippedItems) -> Iterator[_Row]:
+    """Yield the images in class folders; other files are noted."""
     images = []
     for path in _files_below(root, (root.resolve(),)):
         if _should_be_image(path):
             images.append(path)
         else:
-            changes["file that is no image not used"] += 1
+            skipped.note(str(path), "not used, as it is not an image")
     folders = _class_folders(root, {path.parent for path in images}, phrases)
     for path in images:
         if path.parent in folders:
             yield path, (path.parent.name,)
         else:
-            changes["image outside of class folders not used"] += 1
+            skipped.note(str(path), "not used, as it is in no class folder")
 
 
 def _class_folders(root: Path, folders: set[Path], phrases: Collection[str]) -> set[Path]:
@@ -255,7 +251,6 @@ def _merge(
     source: Path,
     skipped: SkippedItems,
     options: LabelOptions,
-    changes: Counter[str],
 ) -> list[LabeledImage]:
     """Return the images, each content once, with the phrases of all their classes."""
     digest_of = _content_digest if options.check_images else _path_digest
@@ -268,16 +263,22 @@ def _merge(
         except InputError as error:
             skipped.add_or_raise(str(path), error)
             continue
-        if digest in paths:
-            changes["image with the content of another one merged with it"] += 1
-            if phrases != labels[digest]:
-                changes["image that has the classes of several identical files"] += 1
-        paths.setdefault(digest, path)
-        labels.setdefault(digest, set()).update(phrases)
+        is_copy = digest in paths
+        first = paths.setdefault(digest, path)
+        known = labels.setdefault(digest, {*phrases})
+        if is_copy and phrases == known:
+            skipped.note(str(path), f"merged with the identical file '{first}'")
+        elif is_copy:
+            known |= phrases
+            names = ", ".join(sorted(known))
+            skipped.note(
+                str(path),
+                f"merged with the identical file '{first}', with the classes of both: '{names}'",
+            )
     if not paths and skipped.items:
-        first = skipped.items[0]
+        item = skipped.items[0]
         raise AnnotationError(
-            f"{source} has no valid image with a class; the first that is skipped: {first.location}: {first.reason}"
+            f"{source} has no valid image with a class; the first that is skipped: {item.location}: {item.reason}"
         )
     if not paths:
         raise AnnotationError(

@@ -44,9 +44,7 @@ def import_folders(path: Path, skipped: SkippedItems, options: ImportOptions) ->
     """
     kinds = _parse_kinds(options.kinds)
     training, held_out = _split(path, skipped, options)
-    imported = ImportResult(
-        total=training.total, fixes=training.changes, classes=training.num_images
-    )
+    imported = ImportResult(total=training.total, classes=training.num_images)
     ids = _unique_ids(training.images, path)
     questions = class_questions(training.images, kinds, options.seed)
     for image, image_questions in zip(training.images, questions, strict=True):
@@ -104,10 +102,13 @@ def _split(
                 "number, such as 50, or a name, such as test"
             )
         held_out = read_labeled_images(path, skipped, replace(reading, split=options.hold_out))
+        # Both readings met the files that belong to no split.
+        skipped.notes[:] = dict.fromkeys(skipped.notes)
         digests = {image.digest for image in held_out.images}
         training_images = [image for image in training.images if image.digest not in digests]
-        if repeated := len(training.images) - len(training_images):
-            training.changes["image that is also held out not used for training"] += repeated
+        for image in training.images:
+            if image.digest in digests:
+                skipped.note(str(image.path), "not trained on, as it is also held out")
         if not training_images:
             raise UsageError(
                 f"every image to train on is also held out with --hold-out {options.hold_out}; choose another split "
@@ -116,8 +117,12 @@ def _split(
         training.images = training_images
         training.total += held_out.total
         classes = training.num_images
-        if unknown := sum(not classes.keys() >= set(image.labels) for image in held_out.images):
-            training.changes["held-out image of a class that no training image has"] += unknown
+        for image in held_out.images:
+            if unknown := set(image.labels) - classes.keys():
+                names = ", ".join(sorted(unknown))
+                skipped.note(
+                    str(image.path), f"held out, of a class without training images: '{names}'"
+                )
         return training, held_out.images
     held_out_digests = _choose_held_out(training.images, options)
     held_out_images = [image for image in training.images if image.digest in held_out_digests]
