@@ -169,6 +169,18 @@ class Case:
     fault: Callable[[Request], Answer | None] = lambda _: None
 
 
+def test_a_repository_that_appears_meanwhile_is_not_written_to(
+    hub: UploadServer, folder: Path
+) -> None:
+    """It may be public, where a private one was asked for."""
+    target = find_target(NAME, private=True)
+    repo = hub.add(NAME, {"config.json": b"{}"})
+    with pytest.raises(HubError, match="it was changed meanwhile; run again"):
+        upload_files(select_files(folder, "# Card"), target, "Upload", NoProgress())
+    assert len(repo.commits) == 1
+    assert sent_weights(hub) == []
+
+
 def refuse(method: str, path: str, answer: Answer) -> Callable[[Request], Answer | None]:
     """Return a fault that answers requests whose path contains a text."""
     return lambda request: answer if request.method == method and path in request.path else None
@@ -190,6 +202,23 @@ CASES = {
     "changed meanwhile": Case(
         "it was changed meanwhile; run again",
         fault=refuse("POST", "/commit/", error(412, message="A commit has happened since")),
+    ),
+    "an account without a name": Case(
+        "does not answer as the Hub does when asked for the owner of the token; check HF_ENDPOINT",
+        fault=refuse("GET", "/whoami", Answer(b'{"auth": null, "orgs": null}')),
+    ),
+    "an account without organizations": Case(
+        "the token is of maker, who is not in workshop",
+        fault=refuse("GET", "/whoami", Answer(b'{"name": "maker", "auth": null, "orgs": null}')),
+    ),
+    "a repository that is none": Case(
+        "does not answer as the Hub does", fault=refuse("GET", "/api/models/", Answer(b'["a"]'))
+    ),
+    "files that are none": Case(
+        "does not answer as the Hub does", fault=refuse("POST", "/preupload/", Answer(b"[]"))
+    ),
+    "a commit that is none": Case(
+        "does not answer as the Hub does", fault=refuse("POST", "/commit/", Answer(b"{}"))
     ),
     "storage full": Case(
         "413 over your storage limit$", fault=refuse("POST", "/commit/", error(413, message="over your storage limit"))
@@ -313,7 +342,8 @@ def test_a_file_with_the_token_is_not_sent(hub: UploadServer, folder: Path) -> N
     """Neither a file nor a card."""
     with pytest.raises(InputError, match=r"README\.md contains your token"):
         select_files(folder, f"use {TOKEN}")
-    (folder / "LICENSE").write_text(f"token: {TOKEN}")
+    (folder / "NOTICE").write_bytes(b"")
+    (folder / "LICENSE").write_text(" " * 2_000_000 + f"token: {TOKEN}")
     with pytest.raises(InputError, match="LICENSE contains your token of the Hub; remove it there"):
         select_files(folder, "# Card")
 

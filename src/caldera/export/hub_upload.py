@@ -5,16 +5,18 @@ The token is that of `huggingface_hub` (HF_TOKEN, or `hf auth login`); it is in 
 
 import fnmatch
 import logging
+import mmap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
+from json import JSONDecodeError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from caldera.errors import InputError, ModelFormatError, UsageError
 from caldera.export.model_card import CARD_FILE, HubCard
-from caldera.files.hub_errors import HubError, http_error, hub_errors
+from caldera.files.hub_errors import HubError, http_error, hub_errors, reading_answer
 from caldera.formats.safetensors_files import INDEX, weight_files
 from caldera.progress import Progress
 
@@ -33,8 +35,6 @@ _MODEL_FILES = (
 
 _TEXTS = (CARD_FILE, "LICENSE*", "NOTICE*")
 _TOKEN_PAGE = "https://huggingface.co/settings/tokens"
-_SCANNED_BYTES = 1_000_000
-"""Size up to which a file is searched for the token; weights are larger."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +124,23 @@ def _reject_token(files: Sequence[UploadFile]) -> None:
     """Raise InputError if a file to upload contains the token."""
     from huggingface_hub import get_token
 
-    token = (get_token() or "").encode()
+    token = (get_token() or "").encode(errors="replace")
     for file in files if token else ():
-        if file.size <= _SCANNED_BYTES:
-            content = file.content if isinstance(file.content, bytes) else file.content.read_bytes()
-            if token in content:
-                raise InputError(f"{file.name} contains your token of the Hub; remove it there")
+        if _contains(file, token):
+            raise InputError(f"{file.name} contains your token of the Hub; remove it there")
+
+
+def _contains(file: UploadFile, text: bytes) -> bool:
+    """Return whether a file of any size contains a text."""
+    if isinstance(file.content, bytes):
+        return text in file.content
+    if file.size == 0:
+        return False
+    with (
+        file.content.open("rb") as stream,
+        mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
+        return content.find(text) >= 0
 
 
 def check_repo_id(text: str) -> str:
@@ -153,18 +164,17 @@ def check_repo_id(text: str) -> str:
 def read_hub_card(repo_id: str, revision: str) -> HubCard:
     """Return what the card of a model on the Hub states; empty, with a warning, if it cannot be read."""
     try:
-        with hub_errors(f"read the license of {repo_id}", repo_id):
-            info = _api().model_info(repo_id, revision=revision)
+        with hub_errors(f"read the license of {repo_id}", repo_id), reading_answer(repo_id):
+            card: Any = _api().model_info(repo_id, revision=revision).card_data
+            data = card.to_dict() if card else {}
+            languages = data.get("language") or ()
+            return HubCard(
+                license=data.get("license_name") or data.get("license"),
+                languages=(languages,) if isinstance(languages, str) else tuple(languages),
+            )
     except HubError as error:
         log.warning("%s; so the card calls it unknown", error)
         return HubCard()
-    card: Any = info.card_data
-    data = card.to_dict() if card else {}
-    languages = data.get("language") or ()
-    return HubCard(
-        license=data.get("license_name") or data.get("license"),
-        languages=(languages,) if isinstance(languages, str) else tuple(languages),
-    )
 
 
 def find_target(repo_id: str, *, private: bool) -> Target:
@@ -183,34 +193,34 @@ def find_target(repo_id: str, *, private: bool) -> Target:
     api = _api()
     with hub_errors(f"upload to {repo_id}", repo_id):
         try:
-            account = api.whoami()
+            with reading_answer("the owner of the token"):
+                _check_account(repo_id, api.whoami())
+            with reading_answer(repo_id):
+                info = api.model_info(repo_id)
+                names = frozenset(sibling.rfilename for sibling in info.siblings or ())
         except LocalTokenNotFoundError:
             raise HubError(
                 f"cannot upload to {repo_id}: there is no token; create one that may write on {_TOKEN_PAGE}, and set "
                 "HF_TOKEN or run: hf auth login"
             ) from None
-        _check_account(repo_id, account)
-        try:
-            info = api.model_info(repo_id)
         except RepositoryNotFoundError:
             return Target(repo_id, None, private)
     if private and not info.private:
         raise HubError(
             f"cannot upload to {repo_id} as private: it exists and is public; make it private in its settings first"
         )
-    names = frozenset(sibling.rfilename for sibling in info.siblings or ())
     return Target(repo_id, info.sha, bool(info.private), names)
 
 
 def _check_account(repo_id: str, account: dict[str, Any]) -> None:
     """Raise HubError if an account's token may only read, or a name belongs to others."""
-    token = account.get("auth", {}).get("accessToken", {})
+    token = (account.get("auth") or {}).get("accessToken") or {}
     if token.get("role") == "read":
         raise HubError(
             f"cannot upload to {repo_id}: the token may only read; create one that may write on {_TOKEN_PAGE}"
         )
     owner = repo_id.split("/")[0]
-    names = [account["name"], *(org["name"] for org in account.get("orgs", ()))]
+    names = [account["name"], *(org["name"] for org in account.get("orgs") or ())]
     if owner not in names:
         raise HubError(
             f"cannot upload to {repo_id}: the token is of {account['name']}, who is not in {owner}; names that it may "
@@ -242,7 +252,8 @@ def upload_files(upload: Upload, target: Target, message: str, progress: Progres
     removals = [CommitOperationDelete(name) for name in target.removed_by(upload)]
     with _upload_errors(repo_id):
         if target.commit is None:
-            api.create_repo(repo_id, private=target.private, exist_ok=True)
+            # One that somebody has created since may be public, and is not written to.
+            api.create_repo(repo_id, private=target.private)
         _send_weights(api, repo_id, additions, progress)
         commit = api.create_commit(
             repo_id, [*additions, *removals], commit_message=message, parent_commit=target.commit
@@ -270,10 +281,10 @@ def _upload_errors(repo_id: str) -> Iterator[None]:
     """Turn errors of an upload into a HubError with advice."""
     from huggingface_hub.errors import OfflineModeIsEnabled
 
-    with hub_errors(f"upload to {repo_id}", repo_id):
+    with hub_errors(f"upload to {repo_id}", repo_id), reading_answer(repo_id):
         try:
             yield
-        except OfflineModeIsEnabled:
+        except (OfflineModeIsEnabled, JSONDecodeError):
             raise
         except (http_error(), OSError, RuntimeError, ValueError) as error:
             # huggingface_hub wraps what a thread of an upload raises; hf_xet has no exceptions of its own.

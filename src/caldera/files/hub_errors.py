@@ -1,6 +1,7 @@
 """Errors of the Hugging Face Hub in words that state what to do, and the waiting for a server that is busy."""
 
 import logging
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,12 @@ FIRST_PAUSE_SECONDS = 1.0
 
 _BUSY = (408, 429, 500, 502, 503, 504)
 """Status codes after which the same request may succeed."""
+
+NOT_THE_HUBS = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+"""What reading an answer raises that is not one of the Hub."""
+
+_SECONDS = re.compile(r"[0-9]{1,9}")
+"""Seconds that a server asks to wait; more digits mean nothing."""
 
 _MAX_REASON = 200
 """Characters of a server's own words that a message repeats."""
@@ -64,12 +71,38 @@ def hub_errors(action: str, repo_id: str, repo_type: str = "model") -> Iterator[
         repo_id: The repository.
         repo_type: Its type.
     """
+    from huggingface_hub import get_token
     from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
+    token = get_token() or ""
+    if not (token.isascii() and token.isprintable()):
+        raise HubError(
+            f"cannot {action}: the token has a character that no token of the Hub has; renew HF_TOKEN or unset it"
+        )
     try:
         yield
     except (http_error(), HFValidationError, OfflineModeIsEnabled) as error:
         raise _translate(error, action, repo_id, repo_type) from None
+
+
+@contextmanager
+def reading_answer(subject: str) -> Iterator[None]:
+    """Turn what reading an answer raises that is not one of the Hub into a HubError.
+
+    Args:
+        subject: What is asked for, such as "org/name@main".
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        yield
+    except HFValidationError:
+        raise
+    except NOT_THE_HUBS as error:
+        raise HubError(
+            f"{constants.ENDPOINT} does not answer as the Hub does when asked for {subject}; check HF_ENDPOINT"
+        ) from error
 
 
 def http_error() -> type[Exception]:
@@ -166,7 +199,7 @@ def _retry_after(response: Any) -> float | None:  # noqa: ANN401 - a response of
     from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined] # as above
 
     retry_after = response.headers.get("Retry-After", "").strip()
-    if retry_after.isdecimal():
+    if _SECONDS.fullmatch(retry_after):
         return float(retry_after)
     limit = parse_ratelimit_headers(response.headers) if response.status_code == 429 else None
     return float(limit.reset_in_seconds) if limit and not limit.remaining else None
