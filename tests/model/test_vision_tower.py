@@ -43,6 +43,7 @@ from caldera.formats.image_processor import load_processor
 from caldera.formats.model_folder import load_model_folder, save_model_folder
 from caldera.inference.sampling import SamplingParams
 from caldera.model.bundle import LlavaBundle
+from caldera.model.vision_tower import VisionTower
 from caldera.templates.registry import VICUNA_SYSTEM, find_template
 from caldera.training.step import training_step
 from tests.engine_answers import generate
@@ -237,6 +238,13 @@ def test_an_unsupported_tower_is_rejected(
     with pytest.raises(ModelFormatError, match=message) as caught:
         assemble(folder, language_folder)
     assert "\n" not in str(caught.value)
+
+
+def test_a_side_without_pixels_is_rejected() -> None:
+    """As any other side that the tower does not take."""
+    tower = CLIPVisionModel(CLIPVisionConfig(**WIDE))
+    with pytest.raises(ModelFormatError, match="does not accept the -5 x -5 pixels"):
+        VisionTower(tower, -5)
 
 
 @pytest.mark.parametrize(

@@ -91,10 +91,9 @@ class VisionTower(nn.Module):
     def _measure(self) -> BaseModelOutput:
         """Return the outputs for one empty image; running statistics of the tower do not change."""
         training = self.tower.training
-        empty = torch.zeros((1, 3, self.side, self.side), device=self.tower.device)
         self.tower.eval()
         try:
-            return self._run(empty)
+            return self._run(torch.zeros((1, 3, self.side, self.side), device=self.tower.device))
         except (ValueError, RuntimeError, TypeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ModelFormatError(
