@@ -133,7 +133,7 @@ def test_a_second_time_offline(files: HubServer, tmp_path: Path) -> None:
     assert (offline.returncode, offline.stdout) == (0, online.stdout)
     missing = run("chat org/absent --prompt hi --offline", files, tmp_path)
     assert missing.returncode == 3
-    assert missing.stderr.startswith("error: org/absent is not, or not completely, in the cache")
+    assert missing.stderr.startswith("error: org/absent is not in the cache")
     assert len(missing.stderr.splitlines()) == 1
     assert files.requests == []
 
@@ -158,9 +158,10 @@ def test_a_server_has_the_name_of_its_model(files: HubServer, tmp_path: Path) ->
 
 
 DOWNLOAD = """
-from caldera.files.hub import HubName, download, find_snapshot
+from caldera.files.hub import download, find_snapshot
+from caldera.files.hub_cache import HubName
 from caldera.progress import NoProgress
-snapshot = find_snapshot(HubName("org/large"), lambda name, files: files)
+snapshot = find_snapshot(HubName("org/large"), lambda listing, read: listing.files)
 download([snapshot], NoProgress())
 print(snapshot.folder)
 """

@@ -15,7 +15,7 @@ from caldera.datasets.registry import import_dataset
 from caldera.errors import CalderaError
 from caldera.files.hub_errors import HubError
 from tests.datasets.hub_files import image_bytes, records, table
-from tests.hub_server import TOKEN, HubServer, Repo, use_hub
+from tests.hub_server import TOKEN, Answer, HubServer, Repo, Request, error, use_hub
 
 NAME = "atelier/talks"
 
@@ -200,3 +200,58 @@ def test_private_data_needs_a_token(
         run(NAME, tmp_path)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert run(NAME, tmp_path) == ["It is 0.png."]
+
+
+def test_a_commit_that_was_downloaded_in_part_is_completed(hub: HubServer, tmp_path: Path) -> None:
+    """After an interruption, and where more is asked for than before; then no request is made."""
+    files = {
+        "talks.json": records("0.png", "1.png"),
+        "0.png": image_bytes(1),
+        "1.png": image_bytes(2),
+    }
+    source = f"{NAME}@{add(hub, files).refs['main']}"
+    images = tmp_path / "photos"
+    images.mkdir()
+    for name in ("0.png", "1.png"):
+        (images / name).write_bytes(files[name])
+    run(source, tmp_path, images=images)
+    assert downloaded(hub) == {"talks.json"}
+
+    def fault(request: Request) -> Answer | None:
+        return error(404, "EntryNotFound") if request.path.endswith("1.png") else None
+
+    hub.faults.append(fault)
+    with pytest.raises(HubError, match="but does not have it"):
+        run(source, tmp_path)
+    hub.faults.clear()
+    assert len(run(source, tmp_path)) == 2
+    assert downloaded(hub) == files.keys()
+    hub.requests.clear()
+    assert len(run(source, tmp_path)) == 2
+    assert hub.requests == []
+
+
+def test_offline_a_part_of_a_data_set_is_no_data_set(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Choices and errors are those made online; without the Hub's list, what is in the cache may be a part."""
+    add(
+        hub,
+        {
+            f"{split}/{name}/{number}.png": image_bytes(number)
+            for split in ("one", "two")
+            for name in ("cat", "dog")
+            for number in (1, 2)
+        },
+    )
+    run(f"{NAME}:one", tmp_path, "folders")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    run(f"{NAME}:one", tmp_path, "folders")
+    with pytest.raises(HubError, match=r"not completely in the cache .*: 4 of 8 files are missing"):
+        run(NAME, tmp_path, "folders")
+    with pytest.raises(HubError, match=r"has no file that `data import llava` reads; it has one/"):
+        run(NAME, tmp_path)
+    [stored] = (tmp_path / "cache").rglob("trees/*.json")
+    stored.unlink()
+    with pytest.raises(HubError, match=r"not the Hub's list of them: whether they are all is not"):
+        run(f"{NAME}:one", tmp_path, "folders")

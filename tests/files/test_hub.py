@@ -2,74 +2,18 @@
 
 import json
 import logging
-import resource
-import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from caldera.errors import CalderaError, OutputError, UsageError
-from caldera.files.hub import (
-    HubName,
-    Snapshot,
-    download,
-    find_snapshot,
-    hub_source,
-    parse_hub_name,
-)
+from caldera.errors import OutputError, UsageError
+from caldera.files.hub import download, find_snapshot, hub_source, parse_hub_name
+from caldera.files.hub_cache import HubName
 from caldera.files.hub_errors import HubError, HubUnreachableError
 from caldera.formats.hub_models import choose_model_files
 from caldera.progress import LogProgress, NoProgress
-from tests.hub_server import TOKEN, Answer, Fault, HubServer, Request, error, sha256, use_hub
-
-WEIGHTS = bytes(range(256)) * 1200
-MODEL = {
-    "config.json": b'{"model_type": "llava"}',
-    "tokenizer.json": b"{}",
-    "modeling_llava.py": b"raise SystemExit",
-    "README.md": b"# A model",
-    "model.safetensors": WEIGHTS,
-    "pytorch_model.bin": b"pickle",
-    "tf_model.h5": b"tensorflow",
-    "consolidated.00.pth": b"pickle",
-}
-NAME = HubName("org/model")
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    """Return the folder of the Hub's cache."""
-    return tmp_path / "hub"
-
-
-@pytest.fixture
-def server(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubServer:
-    """Return a Hub with the model `org/model`."""
-    monkeypatch.chdir(tmp_path)
-    hub.add("org/model", MODEL)
-    return hub
-
-
-def fetch(name: HubName = NAME) -> Snapshot:
-    """Find and download a model."""
-    snapshot = find_snapshot(name, choose_model_files)
-    download([snapshot], NoProgress())
-    return snapshot
-
-
-def on(part: str, answer: Callable[[], Answer], times: int = 1000) -> Fault:
-    """Return a fault in the first `times` requests whose path contains `part`."""
-    remaining = [times]
-
-    def fault(request: Request) -> Answer | None:
-        if part not in request.path or not remaining[0]:
-            return None
-        remaining[0] -= 1
-        return answer()
-
-    return fault
-
+from tests.files.conftest import MODEL, NAME, WEIGHTS, fetch, on
+from tests.hub_server import TOKEN, Answer, Fault, HubServer, error
 
 TEXTS = {
     "llava-hf/llava-1.5-7b-hf": ("llava-hf/llava-1.5-7b-hf", None),
@@ -123,25 +67,45 @@ def test_only_the_files_of_a_model_are_downloaded(
     assert [request.path for request in server.requests] == ["/api/models/org/model?blobs=true"]
 
 
-def test_the_cache_is_that_of_the_hubs_own_client(server: HubServer, cache: Path) -> None:
-    """`huggingface_hub` finds the files without a download, and lists no fault of the cache."""
-    from huggingface_hub import hf_hub_download, scan_cache_dir
+def index(*files: str) -> bytes:
+    """Return an index of weights in files."""
+    return json.dumps({"weight_map": {f"weight of {file}": file for file in files}}).encode()
 
-    folder = fetch().folder
-    file = hf_hub_download("org/model", "model.safetensors", local_files_only=True, cache_dir=cache)
-    assert Path(file) == folder / "model.safetensors"
-    info = scan_cache_dir(cache)
-    assert not info.warnings
-    assert [repo.repo_id for repo in info.repos] == ["org/model"]
+
+def part(number: int) -> str:
+    """Return the name of a file of two with weights."""
+    return f"model-0000{number}-of-00002.safetensors"
 
 
 def test_safetensors_come_before_pickles_and_all_parts_of_them(server: HubServer) -> None:
     """An index names the parts of the weights; without safetensors, pickles are taken."""
     parts = {f"pytorch_model-0000{n}-of-00002.bin": b"%d" % n for n in (1, 2)}
-    files = {"config.json": b"{}", "pytorch_model.bin.index.json": b"{}", **parts}
+    files = {"config.json": b"{}", "pytorch_model.bin.index.json": index(*parts), **parts}
     server.add("org/pickles", {**files, "flax_model.msgpack": b"", "optimizer.bin": b""})
     folder = fetch(HubName("org/pickles")).folder
     assert {path.name for path in folder.iterdir()} == files.keys()
+
+
+COMPLETE = {
+    "other names": ({"model.safetensors.index.json": index("a.safetensors", "b.safetensors"), "a.safetensors": b"a",
+                     "b.safetensors": b"b"}, {"model.safetensors.index.json", "a.safetensors", "b.safetensors"}),
+    "incomplete index, single file": ({"model.safetensors.index.json": b"{}", "model.safetensors": b"a"}, {
+        "model.safetensors"}),
+    "incomplete safetensors": ({"model.safetensors.index.json": index(part(1), part(2)), part(1): b"a",
+                                "pytorch_model.bin": b"p"}, {"pytorch_model.bin"}),
+}  # fmt: skip
+"""Files with weights by case, and those that are used."""
+
+
+@pytest.mark.parametrize("case", COMPLETE)
+def test_the_weights_are_those_that_an_index_names(server: HubServer, case: str) -> None:
+    """Not those whose names look like parts; where some are missing, another complete form is used."""
+    files, used = COMPLETE[case]
+    server.add("org/parts", {"config.json": b"{}", **files})
+    assert {path.name for path in fetch(HubName("org/parts")).folder.iterdir()} == {
+        "config.json",
+        *used,
+    }
 
 
 LISTING_FAULTS: dict[str, tuple[str, Fault | dict[str, bytes] | None, str]] = {
@@ -177,8 +141,33 @@ LISTING_FAULTS: dict[str, tuple[str, Fault | dict[str, bytes] | None, str]] = {
         on("/api", lambda: Answer(b'{"id": "a/b", "sha": "%s", "siblings": [{"rfilename": "a"}]}' % (b"0" * 40))),
         r"does not answer as the Hub does",
     ),
-    "a file outside": ("org/odd", {**MODEL, "../../.bashrc": b"x"}, r"does not answer as the Hub does"),
-    "an absolute file": ("org/odd", {**MODEL, "/etc/passwd": b"x"}, r"does not answer as the Hub does"),
+    **{
+        f"a file {path!a:.20}": ("org/odd", {**MODEL, path: b"x"}, r"lists a file '.*, which is no path")
+        for path in (
+            "../../.bashrc", "/etc/passwd", "a\\b", "a\0b", "a\nb", "\x1b[31m", "\ud800", "d" * 256, "x/" * 600 + "x"
+        )
+    },
+    **{
+        f"siblings {siblings:.30}": (
+            "org/model",
+            on("/api", lambda siblings=siblings: Answer(b'{"id": "a/b", "sha": "%s", "siblings": %s}' % (
+                b"0" * 40, siblings.encode()
+            ))),
+            r"does not answer as the Hub does",
+        )
+        for siblings in (
+            "[null]", '{"a": 1}', '[{"rfilename": 5, "size": 1, "blobId": "%s"}]' % ("2" * 40),
+            *(f'[{{"rfilename": "a", "size": {size}, "blobId": "{"2" * 40}"}}]' for size in ("-5", "1" + "0" * 400)),
+            '[{"rfilename": "a", "size": 1, "blobId": "%s", "lfs": {"a": 1}}]' % ("2" * 40),
+        )
+    },
+    "no UTF-8": ("org/model", on("/api", lambda: Answer(b"\xff\xfe\0")), r"does not answer as the Hub does"),
+    "deep JSON": ("org/model", on("/api", lambda: Answer(b"[" * 100_000)), r"does not answer as the Hub does"),
+    "a date that is none": (
+        "org/model",
+        on("/api", lambda: Answer(b'{"id": "a/b", "lastModified": "yesterday"}')),
+        r"does not answer as the Hub does",
+    ),
     "GGUF only": ("org/odd", {"model.gguf": b"GGUF"}, r"is no model that caldera reads: it has GGUF files"),
     "a pipeline": ("org/odd", {"model_index.json": b"{}", "vae/config.json": b"{}"}, r"it has a pipeline of diffusers"),
     "an adapter": (
@@ -191,8 +180,18 @@ LISTING_FAULTS: dict[str, tuple[str, Fault | dict[str, bytes] | None, str]] = {
     "no config": ("org/odd", {"model.safetensors": b""}, r"it has no config.json"),
     "a missing part": (
         "org/odd",
-        {"config.json": b"{}", "model.safetensors.index.json": b"{}", "model-00001-of-00002.safetensors": b""},
-        r"has an index of weights, but not all of its files model-\*",
+        {"config.json": b"{}", "model.safetensors.index.json": index(part(1), part(2)), part(1): b"", part(3): b""},
+        rf"has model.safetensors.index.json, but not all of its files: {part(2)} is missing; choose another",
+    ),
+    "a part outside": (
+        "org/odd",
+        {"config.json": b"{}", "model.safetensors.index.json": index("../config.json")},
+        r"not all of its files: \.\./config.json is missing",
+    ),
+    "no index": (
+        "org/odd",
+        {"config.json": b"{}", "model.safetensors.index.json": b"{}", part(1): b""},
+        r"has model.safetensors.index.json, which is no index of weights; choose another",
     ),
 }  # fmt: skip
 """By name: what is asked for, a fault of the server or the files of a repository, and the message."""
@@ -213,7 +212,7 @@ def test_a_fault_is_one_line_with_what_to_do(server: HubServer, cache: Path, cas
         fetch(name)
     assert caught.value.exit_code == 3
     assert "\n" not in str(caught.value)
-    assert not (cache / "models--org--model").exists()
+    assert not any(cache.rglob("snapshots"))
 
 
 def test_the_token_is_in_no_message_and_not_sent_to_other_hosts(
@@ -238,6 +237,20 @@ def test_the_token_is_in_no_message_and_not_sent_to_other_hosts(
         fetch()
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize("token", ["hf_\u00e9secret", "hf_a\tsecret"])
+def test_a_token_that_is_none_is_named(
+    server: HubServer, monkeypatch: pytest.MonkeyPatch, token: str
+) -> None:
+    """It cannot be sent, and is not printed."""
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(
+        HubError, match=r"has a character that no token .* renew HF_TOKEN"
+    ) as failed:
+        fetch()
+    assert "secret" not in str(failed.value)
+    assert server.requests == []
 
 
 @pytest.mark.parametrize("token", ["", TOKEN])
@@ -275,22 +288,6 @@ def test_what_does_not_fit_on_the_disk_is_refused_before_a_byte(
     assert not any("/resolve/" in request.path for request in server.requests)
 
 
-def test_a_full_disk_keeps_what_was_downloaded(server: HubServer, cache: Path) -> None:
-    """The error of the system is an OutputError; afterwards only the rest is transferred."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    snapshot = find_snapshot(NAME, choose_model_files)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
-    try:
-        with pytest.raises(OutputError, match=r"cannot write \S+: File too large; free space"):
-            download([snapshot], NoProgress())
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    server.sent.clear()
-    download([snapshot], NoProgress())
-    assert (snapshot.folder / "model.safetensors").read_bytes() == WEIGHTS
-    assert sum(server.sent.values()) == len(WEIGHTS) - 200_000
-
-
 def test_a_cache_that_cannot_be_used_is_named(server: HubServer, cache: Path) -> None:
     """A file in its place is an OutputError; a damaged reference is replaced."""
     cache.write_text("no folder")
@@ -303,129 +300,6 @@ def test_a_cache_that_cannot_be_used_is_named(server: HubServer, cache: Path) ->
     assert fetch().commit == (storage / "refs" / "main").read_text()
 
 
-def test_a_cut_body_is_resumed_where_it_ended(server: HubServer) -> None:
-    """No byte is transferred twice."""
-    server.faults.append(on("/cdn/", lambda: Answer(WEIGHTS, cut=100_000), times=1))
-    folder = fetch().folder
-    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
-    ranges = [request.headers.get("range") for request in server.requests if request.host == "cdn"]
-    assert ranges == [None, "bytes=100000-"]
-    assert server.sent[f"/cdn/{sha256(WEIGHTS)}"] == len(WEIGHTS)
-
-
-def test_a_server_that_ignores_ranges_sends_the_file_again(server: HubServer) -> None:
-    """The beginning is not appended to itself."""
-    bodies = iter([Answer(WEIGHTS, cut=100_000), Answer(WEIGHTS)])
-    server.faults.append(on("/cdn/", lambda: next(bodies), times=2))
-    assert (fetch().folder / "model.safetensors").read_bytes() == WEIGHTS
-
-
-@pytest.mark.parametrize(
-    ("answer", "message"),
-    [
-        (lambda: Answer(WEIGHTS, cut=0), r"cannot be reached \(RemoteProtocolError"),
-        (lambda: Answer(WEIGHTS[:1000]), r"sends 1,000 of its 307,200 bytes"),
-        (lambda: error(503, message="Slow down"), r"is not available \(503 Slow down"),
-        (lambda: error(429, Retry_After="500"), r"asks to wait 500 s"),
-        (lambda: error(404, "EntryNotFound"), r"lists /cdn/\w+, but does not have it"),
-        (lambda: error(403, message="Expired"), r"forbids it"),
-        (lambda: Answer(b"version https://git-lfs.github.com/spec/v1\n"), r"is a git-lfs pointer in place of"),
-    ],
-)  # fmt: skip
-def test_a_file_that_cannot_be_had(
-    server: HubServer, cache: Path, answer: Callable[[], Answer], message: str
-) -> None:
-    """After a few attempts it is an error; the name means nothing offline, and the next call succeeds."""
-    server.faults.append(on("/cdn/", answer))
-    with pytest.raises(HubError, match=message):
-        fetch()
-    assert not (cache / "models--org--model" / "refs").exists()
-    server.faults.clear()
-    assert (fetch().folder / "model.safetensors").read_bytes() == WEIGHTS
-
-
-def test_a_busy_server_is_waited_for(server: HubServer) -> None:
-    """The list and a file come after a few refusals."""
-    server.faults.append(on("/api/models", lambda: error(429, Retry_After="0"), times=2))
-    server.faults.append(on("/resolve/", lambda: error(503), times=2))
-    server.faults.append(on("/cdn/", lambda: error(502), times=2))
-    assert (fetch().folder / "model.safetensors").read_bytes() == WEIGHTS
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
-@pytest.mark.parametrize("change", [b"x", b"longer "])
-def test_other_content_than_listed_is_rejected_and_removed(
-    server: HubServer, cache: Path, name: str, change: bytes
-) -> None:
-    """A file of git-lfs is compared by SHA-256, a small one by git's digest; ETag and size do not decide."""
-    content = change + MODEL[name][1:]
-    path = "/cdn/" if name == "model.safetensors" else name
-    server.faults.append(on(path, lambda: Answer(content, headers={"ETag": '"same"'})))
-    with pytest.raises(
-        HubError, match=rf"{name} of org/model@\w+ has the digest \w+, the Hub lists"
-    ):
-        fetch()
-    assert not any(file.stat().st_size for file in cache.rglob("*.incomplete")), (
-        "the wrong content is not resumed"
-    )
-    server.faults.clear()
-    assert (fetch().folder / name).read_bytes() == MODEL[name]
-
-
-def test_a_pointer_that_was_uploaded_is_no_model(server: HubServer) -> None:
-    """A repository that was uploaded without git-lfs has pointers with the right digest."""
-    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 5\n"
-    server.add("org/model", {**MODEL, "model.safetensors": pointer})
-    with pytest.raises(HubError, match=r"model.safetensors of org/model@\w+ is a git-lfs pointer"):
-        fetch()
-
-
-def test_a_new_commit_is_downloaded_and_an_old_one_stays(server: HubServer) -> None:
-    """Only changed files are transferred; a pinned commit needs no request."""
-    old = fetch()
-    repo = server.repos["model", "org/model"]
-    repo.commit({**MODEL, "tokenizer.json": b'{"new": 1}'})
-    server.requests.clear()
-    new = fetch()
-    assert new.commit == repo.refs["main"] != old.commit
-    fetched = [request.path for request in server.requests if "/resolve/" in request.path]
-    assert len(fetched) == 1
-    assert fetched[0].endswith("/tokenizer.json")
-    server.requests.clear()
-    assert fetch(HubName("org/model", old.commit)).folder == old.folder
-    assert server.requests == []
-
-
-def test_offline_uses_what_is_complete(
-    server: HubServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """An interrupted download of a newer commit does not replace the older one; without any it is an error."""
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(HubError, match=r"not, or not completely, in the cache .*HF_HUB_OFFLINE"):
-        fetch()
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    old = fetch()
-    changed = {**MODEL, "model.safetensors": WEIGHTS[::-1], "config.json": b'{"a": 1}'}
-    server.repos["model", "org/model"].commit(changed)
-    server.faults.append(on("/cdn/", lambda: Answer(WEIGHTS[::-1], cut=0)))
-    with pytest.raises(HubUnreachableError):
-        fetch()
-    server.requests.clear()
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert fetch().folder == old.folder
-    assert server.requests == []
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    use_hub(monkeypatch, "http://127.0.0.1:1", old.folder.parents[2])
-    assert fetch().folder == old.folder
-    assert f"using the copy in the cache, {old.pinned}" in caplog.text
-    with pytest.raises(
-        HubUnreachableError, match=r"cannot be reached \(ConnectError.*check the network"
-    ):
-        fetch(HubName("org/other"))
-
-
 def test_a_server_that_does_not_answer_ends_in_time(
     server: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -436,24 +310,3 @@ def test_a_server_that_does_not_answer_ends_in_time(
     server.faults.append(on("/api", lambda: Answer(delay=0.5)))
     with pytest.raises(HubUnreachableError, match=r"cannot be reached \(ReadTimeout"):
         fetch()
-
-
-def test_two_downloads_at_a_time_transfer_each_byte_once(server: HubServer) -> None:
-    """The second waits for the first, and finds its file."""
-    content = Answer(WEIGHTS, seconds_per_chunk=0.02)
-    server.faults.append(on("/cdn/", lambda: content))
-    errors: list[CalderaError] = []
-
-    def run() -> None:
-        try:
-            fetch()
-        except CalderaError as failure:
-            errors.append(failure)
-
-    threads = [threading.Thread(target=run) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
-    assert server.sent[f"/cdn/{sha256(WEIGHTS)}"] == len(WEIGHTS)

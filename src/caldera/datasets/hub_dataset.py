@@ -9,7 +9,8 @@ from pathlib import Path, PurePosixPath
 from caldera.conversation.arrow_files import files_of_split
 from caldera.datasets.origins import HubOrigin
 from caldera.errors import InputError
-from caldera.files.hub import HubFile, HubName, download, find_snapshot, parse_hub_name
+from caldera.files.hub import Read, download, find_snapshot, parse_hub_name
+from caldera.files.hub_cache import HubFile, HubName, Listing
 from caldera.files.hub_errors import HubError
 from caldera.progress import Progress
 
@@ -126,10 +127,10 @@ def fetch_dataset(
     """
     path = ""
 
-    def choose(_: HubName, files: Sequence[HubFile]) -> Sequence[HubFile]:
+    def choose(listing: Listing, _: Read) -> Sequence[HubFile]:
         nonlocal path
-        path, chosen = dataset.choose(files, kind, split, with_images=with_images)
-        archives = [file for file in files if file.path.endswith(_ARCHIVES)]
+        path, chosen = dataset.choose(listing.files, kind, split, with_images=with_images)
+        archives = [file for file in listing.files if file.path.endswith(_ARCHIVES)]
         if archives and kind != "scienceqa":
             log.info(
                 "%s also has %s: unpack them for --images if they are needed",

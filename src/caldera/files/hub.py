@@ -6,26 +6,44 @@ HF_TOKEN, HF_HUB_OFFLINE, proxies). It is imported only when a name is used.
 
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from json import JSONDecodeError
+from functools import partial
 from os.path import lexists
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from pathlib import Path
 
 from caldera.errors import OutputError, UsageError
 from caldera.files.atomic import free_bytes, translate_os_errors, write_atomic
-from caldera.files.hub_errors import HubError, HubUnreachableError, Retries, hub_errors
-from caldera.files.hub_transfer import RemoteFile, fetch
+from caldera.files.hub_cache import (
+    COMMIT,
+    HubFile,
+    HubName,
+    Listing,
+    RepoType,
+    cache_folder,
+    cached_listing,
+    has_size,
+    listed_file,
+    write_list,
+)
+from caldera.files.hub_errors import (
+    HubError,
+    HubUnreachableError,
+    Retries,
+    hub_errors,
+    reading_answer,
+)
+from caldera.files.hub_transfer import RemoteFile, fetch, link
 from caldera.progress import Progress
 
 log = logging.getLogger(__name__)
 
-RepoType = Literal["model", "dataset"]
-
 _MB = 1_000_000
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_MAX_READ = 100 * _MB
+"""Largest file that is read to choose others."""
+
+_OFFLINE = "and --offline or HF_HUB_OFFLINE forbids to ask the Hub; run once without"
 _REPO = r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"
 _REVISION = r"(?P<revision>\w[\w./-]*)"
 _NAME = re.compile(rf"(?!.*\.\.){_REPO}(?:@{_REVISION})?")
@@ -41,50 +59,36 @@ _FILE_SUFFIXES = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class HubName:
-    """Name of a repository on the Hub, `ORG/NAME[@REVISION]`."""
-
-    repo_id: str
-    revision: str | None = None
-    """Branch, tag or commit; the default branch if None."""
-
-    repo_type: RepoType = "model"
-
-    def __str__(self) -> str:
-        """Return the name as users write it."""
-        return self.repo_id if self.revision is None else f"{self.repo_id}@{self.revision}"
-
-
-@dataclass(frozen=True, slots=True)
-class HubFile:
-    """File in a repository."""
-
-    path: str
-    size: int
-    digest: str = ""
-    """SHA-256 of the content, or git's SHA-1 of a small file; empty if the list is that of the cache."""
-
-
-@dataclass(frozen=True, slots=True)
 class Snapshot:
     """Chosen files of a repository at one commit."""
 
-    name: HubName
-    commit: str
+    listing: Listing
     files: tuple[HubFile, ...]
 
     @property
     def folder(self) -> Path:
         """Folder of the files in the cache."""
-        return _storage(self.name) / "snapshots" / self.commit
+        return self.listing.folder
+
+    @property
+    def commit(self) -> str:
+        """The commit."""
+        return self.listing.commit
 
     @property
     def pinned(self) -> str:
         """Name with the commit, ORG/NAME@COMMIT."""
-        return f"{self.name.repo_id}@{self.commit}"
+        return self.listing.pinned
+
+    def missing(self) -> list[HubFile]:
+        """Return the files that the snapshot in the cache lacks, or has with another size."""
+        return [file for file in self.files if not has_size(self.folder / file.path, file.size)]
 
 
-Choose = Callable[[HubName, Sequence[HubFile]], Sequence[HubFile]]
+Read = Callable[[HubFile], bytes]
+"""Returns the content of a small file that is needed to choose others; raises HubError if it cannot be read."""
+
+Choose = Callable[[Listing, Read], Sequence[HubFile]]
 """Chooses the files of a repository to download, in this order; raises HubError if files are missing."""
 
 
@@ -114,15 +118,16 @@ def parse_hub_name(text: str, repo_type: RepoType = "model") -> HubName | None:
 def hub_source(folder: Path) -> str | None:
     """Return ORG/NAME@COMMIT of a folder that is a snapshot in a Hub cache; None for any other."""
     kind, *parts = folder.parent.parent.name.split("--")
-    is_snapshot = folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name)
+    is_snapshot = folder.parent.name == "snapshots" and COMMIT.fullmatch(folder.name)
     if not is_snapshot or kind not in ("models", "datasets") or len(parts) != 2:
         return None
     return f"{'/'.join(parts)}@{folder.name}"
 
 
 def find_snapshot(name: HubName, choose: Choose) -> Snapshot:
-    """Return the files to use of a repository at its current commit; only the list of its files is downloaded.
+    """Return the files to use of a repository at its current commit.
 
+    Only the list of its files is downloaded, and what `choose` reads; of a commit whose list is in the cache, nothing.
     Offline, or if the Hub cannot be reached, it is the complete snapshot in the cache.
 
     Args:
@@ -134,29 +139,49 @@ def find_snapshot(name: HubName, choose: Choose) -> Snapshot:
     """
     from huggingface_hub import constants
 
-    try:
-        cached = _cached_snapshot(name, choose)
-    except OSError as error:
-        raise HubError(
-            f"cannot read the cache {_cache()}: {error.strerror}; check HF_HUB_CACHE"
-        ) from None
-    if cached is not None and cached.commit == name.revision:
-        return cached
+    cached = cached_listing(name)
     if constants.is_offline_mode():
-        if cached is None:
+        return _cached_snapshot(name, cached, choose)
+    if cached is not None and cached.is_complete and cached.commit == name.revision:
+        listing = cached
+    else:
+        try:
+            with hub_errors(f"read {name}", name.repo_id, name.repo_type):
+                listing = _ask(name)
+        except HubUnreachableError as error:
+            try:
+                snapshot = _cached_snapshot(name, cached, choose)
+            except HubError:
+                raise error from None
+            log.warning("%s; using the copy in the cache, %s", error, snapshot.pinned)
+            return snapshot
+    return Snapshot(listing, tuple(choose(listing, partial(_read, listing))))
+
+
+def _cached_snapshot(name: HubName, cached: Listing | None, choose: Choose) -> Snapshot:
+    """Return the snapshot in the cache; raise HubError if it lacks files, or is not known to have all."""
+    if cached is None:
+        raise HubError(f"{name} is not in the cache {cache_folder()}, {_OFFLINE}")
+    if cached.is_complete:
+        snapshot = Snapshot(cached, tuple(choose(cached, partial(_read_cached, cached))))
+        if missing := snapshot.missing():
             raise HubError(
-                f"{name} is not, or not completely, in the cache {constants.HF_HUB_CACHE}, and --offline or "
-                "HF_HUB_OFFLINE forbids to ask the Hub; run once without"
+                f"{name} is not completely in the cache {cache_folder()}: {len(missing)} of "
+                f"{len(snapshot.files)} files are missing, such as {missing[0].path}, {_OFFLINE}"
             )
-        return cached
+        return snapshot
+    unknown = (
+        f"the cache {cache_folder()} has files of {cached.pinned}, but not the Hub's list of them"
+    )
+    # A model that lacks a file is rejected when it is loaded; a data set would only be smaller.
+    if name.repo_type == "dataset":
+        raise HubError(f"{unknown}: whether they are all is not known, {_OFFLINE}")
     try:
-        with hub_errors(f"read {name}", name.repo_id, name.repo_type):
-            return _listed_snapshot(name, choose)
-    except HubUnreachableError as error:
-        if cached is None:
-            raise
-        log.warning("%s; using the copy in the cache, %s", error, cached.pinned)
-        return cached
+        files = tuple(choose(cached, partial(_read_cached, cached)))
+    except HubError as error:
+        raise HubError(f"{unknown}; of these alone, {error}; {_OFFLINE}") from None
+    log.warning("%s: files besides these, such as a tokenizer, may be missing", unknown)
+    return Snapshot(cached, files)
 
 
 def download(snapshots: Sequence[Snapshot], progress: Progress) -> None:
@@ -170,12 +195,17 @@ def download(snapshots: Sequence[Snapshot], progress: Progress) -> None:
         HubError: A file cannot be read, or is not what the Hub lists.
         OutputError: There is too little space on the disk.
     """
-    missing = {snapshot: _missing_files(snapshot) for snapshot in dict.fromkeys(snapshots)}
+    missing = {
+        snapshot: [_remote_file(snapshot.listing, file) for file in snapshot.missing()]
+        for snapshot in dict.fromkeys(snapshots)
+    }
     _check_space(missing)
     for snapshot, files in missing.items():
+        # What is chosen from this list, now or later, is then known to be complete or not, also offline.
+        write_list(snapshot.listing)
         if files:
-            _fetch_all(snapshot, files, progress)
-        ref = _ref(snapshot.name)
+            _fetch_all(snapshot.listing, files, progress)
+        ref = snapshot.listing.name.ref
         if snapshot.commit != ref.name and (
             not ref.is_file() or ref.read_text(errors="replace") != snapshot.commit
         ):
@@ -183,33 +213,24 @@ def download(snapshots: Sequence[Snapshot], progress: Progress) -> None:
             write_atomic(ref, snapshot.commit)
 
 
-def _missing_files(snapshot: Snapshot) -> list[RemoteFile]:
-    """Return the files that the cache lacks."""
+def _remote_file(listing: Listing, file: HubFile) -> RemoteFile:
+    """Return where a file is, and its place in the cache."""
     from huggingface_hub import hf_hub_url
 
-    name, storage = snapshot.name, _storage(snapshot.name)
-    return [
-        RemoteFile(
-            hf_hub_url(
-                name.repo_id,
-                file.path,
-                repo_type=name.repo_type,
-                revision=snapshot.commit,
-            ),
-            file.size,
-            file.digest,
-            title=f"{file.path} of {snapshot.pinned}",
-            blob=storage / "blobs" / file.digest,
-            link=snapshot.folder / file.path,
-        )
-        for file in snapshot.files
-        if not (snapshot.folder / file.path).is_file()
-    ]
+    name = listing.name
+    return RemoteFile(
+        hf_hub_url(name.repo_id, file.path, repo_type=name.repo_type, revision=listing.commit),
+        file.size,
+        file.digest,
+        title=f"{file.path} of {listing.pinned}",
+        blob=name.storage / "blobs" / file.digest,
+        link=listing.folder / file.path,
+    )
 
 
 def _check_space(missing: dict[Snapshot, list[RemoteFile]]) -> None:
     """Log the sizes of downloads and the free space; raise OutputError if they do not fit."""
-    total, cache = 0, _cache()
+    total, cache = 0, cache_folder()
     free = free_bytes(cache)
     for snapshot, files in missing.items():
         size = sum(file.size - file.num_present for file in files)
@@ -217,7 +238,12 @@ def _check_space(missing: dict[Snapshot, list[RemoteFile]]) -> None:
         if files:
             text = "%s: %d files to download, %s; %s are free in %s"
             log.info(
-                text, snapshot.pinned, len(files), _format_size(size), _format_size(free), cache
+                text,
+                snapshot.pinned,
+                len(files),
+                _format_size(size),
+                _format_size(free),
+                cache,
             )
     if total > free:
         raise OutputError(
@@ -226,15 +252,13 @@ def _check_space(missing: dict[Snapshot, list[RemoteFile]]) -> None:
         )
 
 
-def _fetch_all(snapshot: Snapshot, files: Sequence[RemoteFile], progress: Progress) -> None:
+def _fetch_all(listing: Listing, files: Sequence[RemoteFile], progress: Progress) -> None:
     """Download files in their order."""
     total = sum(file.size for file in files)
     num_bytes = sum(file.num_present for file in files)
-    name = snapshot.name
+    name = listing.name
     task = progress.task(f"MB of {name}", -(-total // _MB), num_bytes // _MB)
-    in_words = hub_errors(f"download {name}", name.repo_id, name.repo_type)
-    # Errors of responses are OSErrors too, so they are translated first.
-    with translate_os_errors(_cache()), in_words, task as advance:
+    with _download_errors(name), task as advance:
 
         def on_bytes(size: int) -> None:
             nonlocal num_bytes
@@ -244,84 +268,69 @@ def _fetch_all(snapshot: Snapshot, files: Sequence[RemoteFile], progress: Progre
 
         for file in files:
             fetch(file, on_bytes)
+            link(file)
 
 
-def _listed_snapshot(name: HubName, choose: Choose) -> Snapshot:
-    """Return the chosen files at the current commit, as the Hub lists them."""
+@contextmanager
+def _download_errors(name: HubName) -> Iterator[None]:
+    """Turn errors of a download into those that state what to do."""
+    # Errors of responses are OSErrors too, so they are translated first.
+    with (
+        translate_os_errors(cache_folder()),
+        hub_errors(f"download {name}", name.repo_id, name.repo_type),
+    ):
+        yield
+
+
+def _read(listing: Listing, file: HubFile) -> bytes:
+    """Return the content of a small file, which is downloaded if the cache lacks it; it is no part of the snapshot."""
+    if listing.find(file) is None:
+        if file.size > _MAX_READ:
+            raise HubError(
+                f"{file.path} of {listing.pinned} has {_format_size(file.size)}, needed are at most "
+                f"{_format_size(_MAX_READ)}; choose another revision"
+            )
+        with _download_errors(listing.name):
+            fetch(_remote_file(listing, file), on_bytes=lambda size: None)
+    return _read_cached(listing, file)
+
+
+def _read_cached(listing: Listing, file: HubFile) -> bytes:
+    """Return the content of a file in the cache."""
+    path = listing.find(file)
+    if path is None:
+        raise HubError(f"{file.path} of {listing.pinned} is not in the cache, {_OFFLINE}")
+    return path.read_bytes()
+
+
+def _ask(name: HubName) -> Listing:
+    """Return the files at the current commit, as the Hub lists them."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError
 
     api, retries, info = HfApi(library_name="caldera"), Retries(), None
-    while info is None:
-        try:
-            info = api.repo_info(
-                name.repo_id,
-                repo_type=name.repo_type,
-                revision=name.revision,
-                timeout=constants.HF_HUB_ETAG_TIMEOUT,
-                files_metadata=True,
+    with reading_answer(str(name)):
+        while info is None:
+            try:
+                info = api.repo_info(
+                    name.repo_id,
+                    repo_type=name.repo_type,
+                    revision=name.revision,
+                    timeout=constants.HF_HUB_ETAG_TIMEOUT,
+                    files_metadata=True,
+                )
+            except HfHubHTTPError as error:
+                retries.wait(error)
+        commit = info.sha or ""
+        if not COMMIT.fullmatch(commit):
+            raise ValueError(commit)
+        files = (
+            listed_file(
+                entry.rfilename, entry.size, entry.blob_id, entry.lfs.sha256 if entry.lfs else None
             )
-        except HfHubHTTPError as error:
-            retries.wait(error)
-        except (JSONDecodeError, LookupError, TypeError, AttributeError):
-            break
-    commit = getattr(info, "sha", None)
-    files = [_listed_file(entry) for entry in getattr(info, "siblings", None) or ()]
-    if not _COMMIT.fullmatch(str(commit)) or None in files:
-        raise HubError(
-            f"{constants.ENDPOINT} does not answer as the Hub does when asked for {name}; check HF_ENDPOINT"
+            for entry in info.siblings or ()
         )
-    return Snapshot(name, str(commit), tuple(choose(name, [file for file in files if file])))
-
-
-def _listed_file(entry: Any) -> HubFile | None:  # noqa: ANN401 - the class differs between releases
-    """Return a file of the Hub's list; None if the entry is invalid, or its path leaves the repository."""
-    lfs, path = entry.lfs, PurePosixPath(entry.rfilename)
-    digest = str(lfs.sha256 if lfs else entry.blob_id)
-    is_inside = not path.is_absolute() and ".." not in path.parts and "\\" not in entry.rfilename
-    if not is_inside or type(entry.size) is not int or not _DIGEST.fullmatch(digest):
-        return None
-    return HubFile(str(path), entry.size, digest)
-
-
-def _cached_snapshot(name: HubName, choose: Choose) -> Snapshot | None:
-    """Return the snapshot in the cache, if it has all files that are needed."""
-    ref = _ref(name)
-    commit = (
-        ref.name
-        if _COMMIT.fullmatch(ref.name)
-        else ref.read_text(errors="replace")
-        if ref.is_file()
-        else ""
-    )
-    snapshot = Snapshot(name, commit.strip(), ())
-    if not _COMMIT.fullmatch(snapshot.commit) or not snapshot.folder.is_dir():
-        return None
-    files = [
-        HubFile(path.relative_to(snapshot.folder).as_posix(), path.stat().st_size)
-        for path in sorted(snapshot.folder.rglob("*"))
-        if path.is_file()
-    ]
-    try:
-        return Snapshot(name, snapshot.commit, tuple(choose(name, files)))
-    except HubError:
-        return None
-
-
-def _cache() -> Path:
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE).expanduser()
-
-
-def _storage(name: HubName) -> Path:
-    """Return the folder of a repository in the cache."""
-    return _cache() / f"{name.repo_type}s--{name.repo_id.replace('/', '--')}"
-
-
-def _ref(name: HubName) -> Path:
-    """Return the file with the commit of a branch or tag."""
-    return _storage(name) / "refs" / (name.revision or "main")
+        return Listing(name, commit, tuple(files))
 
 
 def _format_size(num_bytes: int) -> str:

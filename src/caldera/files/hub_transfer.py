@@ -7,16 +7,21 @@ the Hub lists. The layout is that of its cache: content in `blobs/DIGEST`, links
 import fcntl
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from http import HTTPStatus
 from io import BufferedRandom
 from pathlib import Path
+from typing import Any
 
+from caldera.files.hub_cache import has_size
 from caldera.files.hub_errors import HubError, HubUnreachableError, Retries, http_error
 
 _SHA256_LENGTH = 64
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_RANGE_START = re.compile(r"bytes (\d{1,18})-")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +50,13 @@ class RemoteFile:
     @property
     def num_present(self) -> int:
         """Bytes that are in the cache."""
-        if self.blob.is_file():
+        if has_size(self.blob, self.size):
             return self.size
         return min(self.size, self.partial.stat().st_size) if self.partial.is_file() else 0
 
 
 def fetch(file: RemoteFile, on_bytes: Callable[[int], None]) -> None:
-    """Download a file, or the rest of it; of two processes, the second waits for the first.
+    """Download the content of a file, or the rest of it; of two processes, the second waits for the first.
 
     Args:
         file: The file.
@@ -65,21 +70,43 @@ def fetch(file: RemoteFile, on_bytes: Callable[[int], None]) -> None:
     file.blob.parent.mkdir(parents=True, exist_ok=True)
     with file.partial.open("a+b") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
-        if not file.blob.is_file():
-            _complete(file, stream, on_bytes)
-            stream.flush()
-            _check_content(file, stream)
-            file.partial.replace(file.blob)
-        else:
+        if has_size(file.blob, file.size):
             file.partial.unlink(missing_ok=True)
-    file.link.parent.mkdir(parents=True, exist_ok=True)
+            return
+        _complete(file, stream, on_bytes)
+        stream.flush()
+        _check_content(file, stream)
+        file.partial.replace(file.blob)
+
+
+def link(file: RemoteFile) -> None:
+    """Place a link to the content in the snapshot, in place of what is there and has another size.
+
+    Raises:
+        HubError: There is a folder, or the link leads nowhere.
+        OSError: The cache cannot be written.
+    """
+    folder = file.link.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    if has_size(file.link, file.size):
+        return
+    if file.link.is_dir():
+        raise HubError(f"{file.link} is a folder in place of a file; remove it, and run again")
+    file.link.unlink(missing_ok=True)
+    # A link is relative to where its folder really is.
+    blob = file.blob.parent.resolve() / file.blob.name
     with suppress(FileExistsError):
-        file.link.symlink_to(os.path.relpath(file.blob, file.link.parent))
+        file.link.symlink_to(os.path.relpath(blob, folder.resolve()))
+    if not has_size(file.link, file.size):
+        raise HubError(
+            f"{file.link} does not lead to the content of {file.title}; remove {folder}, and run again"
+        )
 
 
 def _complete(file: RemoteFile, stream: BufferedRandom, on_bytes: Callable[[int], None]) -> None:
     """Append the missing bytes, in as many requests as it takes."""
-    retries, longest = Retries(), stream.tell()
+    # The process that held the lock may have written since the file was opened.
+    retries, longest = Retries(), stream.seek(0, os.SEEK_END)
     while stream.tell() < file.size:
         failure: Exception = HubUnreachableError(
             f"cannot download {file.title}: the server sends {longest:,} of its {file.size:,} bytes; run again later"
@@ -112,16 +139,28 @@ def _receive(file: RemoteFile, stream: BufferedRandom) -> Iterator[int]:
     timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
     # A redirect to another host is followed without the token.
     with get_session().stream("GET", file.url, headers=headers, timeout=timeout) as response:
-        hf_raise_for_status(response)
-        if start and response.status_code != 206:
+        if not start or response.status_code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            hf_raise_for_status(response)
+        first = _first_byte(response)
+        if first != start:
             _empty(stream)
             yield -start
+            if first != 0:
+                return
         # Chunks as they arrive: what is gathered to a larger one is lost when a connection breaks.
         for chunk in response.iter_bytes():
             stream.write(chunk)
             yield len(chunk)
             if stream.tell() > file.size:
                 return
+
+
+def _first_byte(response: Any) -> int | None:  # noqa: ANN401 - of either HTTP library
+    """Return the position in the file at which a response begins; None if it has no part of the file."""
+    if response.status_code != HTTPStatus.PARTIAL_CONTENT:
+        return 0 if response.is_success else None
+    match = _RANGE_START.match(response.headers.get("Content-Range", ""))
+    return int(match[1]) if match else None
 
 
 def _check_content(file: RemoteFile, stream: BufferedRandom) -> None:

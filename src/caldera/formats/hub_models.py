@@ -4,14 +4,15 @@ The one place where a name becomes a folder; everything else takes folders.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from caldera.files.atomic import write_json
-from caldera.files.hub import HubFile, HubName, download, find_snapshot, hub_source, parse_hub_name
+from caldera.files.hub import Read, download, find_snapshot, hub_source, parse_hub_name
+from caldera.files.hub_cache import HubFile, HubName, Listing
 from caldera.files.hub_errors import HubError
 from caldera.formats.config import read_json
-from caldera.formats.safetensors_files import INDEX, WEIGHTS
+from caldera.formats.safetensors_files import INDEX, WEIGHTS, parse_index
 from caldera.formats.weight_files import TORCH_INDEX, TORCH_WEIGHTS
 from caldera.progress import default_progress
 
@@ -124,14 +125,18 @@ def source_name(folder: Path) -> str:
     return hub_source(folder) or folder.resolve().name
 
 
-def choose_model_files(name: HubName, files: Sequence[HubFile]) -> list[HubFile]:
+def choose_model_files(listing: Listing, read: Read) -> list[HubFile]:
     """Return the files of a model that caldera reads: settings first, then weights, in safetensors if there are any.
+
+    Args:
+        listing: Files of the repository.
+        read: Returns the content of an index of weights.
 
     Raises:
         HubError: The repository holds something else, or lacks files.
     """
-    by_path = {file.path: file for file in files}
-    weights = _choose_weights(name, by_path)
+    name, by_path = listing.name, {file.path: file for file in listing.files}
+    weights = _choose_weights(name, by_path, read)
     parts = [path for path in _ORIGINAL_PARTS if path in by_path and not weights]
     is_peft = _ADAPTER_CONFIG in by_path and "non_lora_trainables.bin" not in by_path
     if "config.json" not in by_path or not (weights or parts) or (is_peft and not weights):
@@ -139,34 +144,31 @@ def choose_model_files(name: HubName, files: Sequence[HubFile]) -> list[HubFile]
     if parts and _ADAPTER_CONFIG in by_path:
         parts.insert(0, _ADAPTER_CONFIG)
     settings = [path for path in by_path if path.removeprefix(_TOWER_FOLDER) in _SETTINGS]
-    tower = _choose_weights(name, by_path, _TOWER_FOLDER)
+    tower = _choose_weights(name, by_path, read, _TOWER_FOLDER)
     return [by_path[path] for path in (*settings, *parts, *tower, *weights)]
 
 
-def _choose_weights(name: HubName, by_path: Mapping[str, HubFile], folder: str = "") -> list[str]:
-    """Return the weight files of a folder in a repository; none if it has no complete model."""
+def _choose_weights(
+    name: HubName, by_path: Mapping[str, HubFile], read: Read, folder: str = ""
+) -> list[str]:
+    """Return the first complete weights of a folder in a repository; none if it has no weights."""
+    faults = []
     for single, index in ((WEIGHTS, INDEX), (TORCH_WEIGHTS, TORCH_INDEX)):
-        if folder + index in by_path:
-            return [folder + index, *_choose_shards(name, by_path, folder + single)]
+        if listed_index := by_path.get(folder + index):
+            shards = sorted({folder + shard for shard in parse_index(read(listed_index)).values()})
+            missing = [path for path in shards if path not in by_path]
+            if shards and not missing:
+                return [listed_index.path, *shards]
+            faults.append(
+                f"{listed_index.path}, but not all of its files: {missing[0]} is missing"
+                if shards
+                else f"{listed_index.path}, which is no index of weights"
+            )
         if folder + single in by_path:
             return [folder + single]
+    if faults:
+        raise HubError(f"{name} has {faults[0]}; choose another revision or copy")
     return []
-
-
-def _choose_shards(name: HubName, by_path: Mapping[str, HubFile], single: str) -> list[str]:
-    """Return the files with a part of the weights; raise HubError if one is missing."""
-    stem, _, suffix = single.rpartition(".")
-    pattern = re.compile(rf"{re.escape(stem)}-(\d+)-of-(\d+)\.{suffix}")
-    shards: dict[int, list[str]] = {}
-    for path in sorted(by_path):
-        if match := pattern.fullmatch(path):
-            shards.setdefault(int(match[2]), []).append(path)
-    complete = [paths for total, paths in shards.items() if len(paths) == total]
-    if not complete:
-        raise HubError(
-            f"{name} has an index of weights, but not all of its files {stem}-*.{suffix}"
-        )
-    return complete[0]
 
 
 def _describe_other(by_path: Mapping[str, HubFile]) -> str:

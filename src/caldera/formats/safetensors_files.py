@@ -8,6 +8,7 @@ import mmap
 import re
 import struct
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
@@ -121,13 +122,19 @@ def _other_formats(folder: Path) -> str:
 
 def _weight_map(index: Path) -> dict[str, str]:
     """Read the file name of each weight from an index."""
-    try:
-        names = json.loads(index.read_bytes())["weight_map"]
-        if names and all(isinstance(name, str) for name in names.values()):
+    with suppress(OSError):
+        if names := parse_index(index.read_bytes()):
             return names
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        pass
     raise ModelFormatError(f"{index} is not an index of weights; copy it again")
+
+
+def parse_index(content: bytes) -> dict[str, str]:
+    """Return the file name of each weight in an index; empty if it is none."""
+    try:
+        names = json.loads(content)["weight_map"]
+        return names if all(isinstance(name, str) for name in names.values()) else {}
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return {}
 
 
 _BLOB = re.compile(r"(\.\./){2,3}blobs/[0-9a-f]+")
