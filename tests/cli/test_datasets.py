@@ -121,6 +121,21 @@ def test_statistics_and_parquet_files_are_written(call: Call, table: Path) -> No
     assert table.with_name("hub.skipped.jsonl").read_text().count("4.jpg does not exist") == 1
 
 
+def test_a_page_lists_invalid_records_and_writes_where_it_is_told(
+    call: Call, tmp_path: Path
+) -> None:
+    """An invalid record ends no command that shows it; with --out nothing is written into the data's folder."""
+    turns = [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]
+    (tmp_path / "theirs").mkdir()
+    data = tmp_path / "theirs" / "data.json"
+    data.write_text(json.dumps([{"id": "a", "conversations": turns}, {"id": "b"}]))
+    shown = call("data", "page", data, "--out", tmp_path / "mine.html")
+    assert shown.returncode == 0, shown.stderr
+    assert "1 of 1 records, 0 images, with problems: 0, skipped: 1" in shown.stderr
+    assert [*data.parent.iterdir()] == [data]
+    assert (tmp_path / "mine.check.skipped.jsonl").read_text().count('"skipped"') == 1
+
+
 def test_a_data_set_is_imported_by_its_name_on_the_hub(
     call: Callable[..., CommandResult],
     tmp_path: Path,

@@ -1,6 +1,7 @@
 """The page of records is one file: escaped, sampled by seed, with problems marked, and without requests."""
 
 import hashlib
+import json
 import re
 from base64 import b64decode, b64encode
 from io import BytesIO
@@ -112,6 +113,27 @@ def test_problems_are_marked(folder: Path) -> None:
     assert f"given again: {answer}" in problems[1]
     assert "missing.png" in problems[2]
     assert "no image" in page
+
+
+def test_invalid_records_and_records_without_a_kind_are_shown(folder: Path) -> None:
+    """Their kind differs from the filter's entry for all kinds; sentences are capitalized, one is singular."""
+    write_conversations(
+        folder / "data.json",
+        [record(str(number), "Which shape?", "A square.") for number in range(30)],
+    )
+    content = json.loads((folder / "data.json").read_text())
+    (folder / "data.json").write_text(json.dumps([*content, {"id": "broken"}]))
+    skipped = SkippedItems(1.0)
+    report = write_records_page(folder / "data.json", folder / "a.html", skipped, ReadOptions())
+    page = (folder / "a.html").read_text()
+    assert report.skipped == 1
+    assert " 1 record is invalid and not shown." in page
+    assert "data.json[30]" in page.split("<h2>Invalid records</h2>")[1].split("</ul>")[0]
+    assert {*re.findall(r'<span class="kind">(\w+)</span>', page)} == {"other"}
+    assert '<option value="">all</option>\n<option>other</option>' in page
+    advice = re.findall(r'<li>.*?\. <span class="soft">(.*?)</span>', page)
+    assert len(advice) == 2
+    assert all(text[0].isupper() and "`" not in text for text in advice)
 
 
 def test_text_only_records_have_cards_of_their_own(folder: Path) -> None:

@@ -87,8 +87,8 @@ def test_invalid_records_are_errors_or_counted(file: Path, tmp_path: Path) -> No
         ("000001-conversation", "conversation"),
         ("mix/000001-detail#2", "detail"),
         ("vqa#2/COCO-7", "vqa"),
-        ("COCO_train2014-7", "all"),
-        ("7", "all"),
+        ("COCO_train2014-7", "other"),
+        ("7", "other"),
     ],
 )
 def test_an_id_contains_the_kind(name: str, kind: str) -> None:

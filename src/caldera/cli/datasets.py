@@ -272,12 +272,13 @@ def stats(
     from caldera.datasets.statistics_page import write_statistics_page
     from caldera.files.skipped_items import SkippedItems
 
+    listing = skipped_path(page or file, is_input=True)
     page = page or file.with_suffix(".stats.html")
     skipped = SkippedItems(max_bad_fraction)
     options = read_options_from(None, None, ignore_field)
     statistics = compute_statistics(file, skipped, options)
     write_statistics_page(page, statistics, file.name)
-    skipped.finish(statistics.records + statistics.skipped, skipped_path(file, is_input=True))
+    skipped.finish(statistics.records + statistics.skipped, listing)
     if as_json:
         stdout_console.print_json(json.dumps(statistics.as_dict()))
     print_message(*(f"warning: {item}" for item in statistics.answer_counts.imbalances()))
@@ -302,9 +303,9 @@ def page(
     images: Images = None,
     images_from: ImagesFrom = None,
     ignore_field: IgnoreField = None,
-    max_bad_fraction: MaxBadFraction = 0.0,
+    max_bad_fraction: MaxBadFraction = 1.0,
 ) -> None:
-    """Write an HTML page of images next to all their records, to read before training.
+    """Write an HTML page of images next to all their records, to read before training. It lists invalid records.
 
     [bold]Examples[/bold]
 
@@ -316,11 +317,12 @@ def page(
     from caldera.datasets.records_page import write_records_page
     from caldera.files.skipped_items import SkippedItems
 
+    listing = skipped_path(page_file or file, is_input=True)
     page_file = page_file or file.with_suffix(".page.html")
     skipped = SkippedItems(max_bad_fraction)
     options = read_options_from(images, images_from, ignore_field)
     report = write_records_page(file, page_file, skipped, options, limit=limit, seed=seed)
-    skipped.finish(report.total + report.skipped, skipped_path(file, is_input=True))
+    skipped.finish(report.total + report.skipped, listing)
     print_message(*(f"warning: {item}" for item in report.imbalances))
     print_message(
         f"{page_file}: {report.records} of {report.total} records, {report.images} images, with problems: "

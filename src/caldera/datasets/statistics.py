@@ -166,12 +166,15 @@ class DatasetStatistics:
 
 
 def kind_of_record(name: str) -> str:
-    """Return the kind in an id: `data generate` puts it at the end, `data mix` puts the file's name in front."""
+    """Return the kind in an id: `data generate` puts it at the end, `data mix` puts the file's name in front.
+
+    A record of neither is of the kind "other".
+    """
     ending = name.rpartition("-")[2].partition("#")[0]
     if ending in _KINDS:
         return ending
     source, slash, _ = name.partition("/")
-    return source.partition("#")[0] if slash else "all"
+    return source.partition("#")[0] if slash else "other"
 
 
 def objects_of(answer: str) -> set[str]:
