@@ -163,6 +163,22 @@ def test_where_chains_leave_few_separate_samples_whole_images_are_split_off(
     assert splits_whole_images([*chain, *others], 128, seed=1)
 
 
+@pytest.mark.parametrize(
+    ("num_records", "reason"),
+    [(9, "that is less than one"), (20, "records that share images stay together")],
+)
+def test_an_empty_split_is_logged_with_its_reason(
+    caplog: pytest.LogCaptureFixture, num_records: int, reason: str
+) -> None:
+    """Few records, or all about one image."""
+    samples = [about(i, "one.png") for i in range(num_records)]
+    with caplog.at_level("INFO"):
+        assert split_validation(samples, 4, seed=1) == (samples, [])
+    [record] = caplog.records
+    assert record.getMessage().startswith("nothing is held out for validation")
+    assert record.getMessage().endswith(f"of {num_records} records may be, and {reason}")
+
+
 def test_the_split_is_logged_with_its_rule(caplog: pytest.LogCaptureFixture) -> None:
     """Records and images are counted; separate images are said to be separate, without a warning."""
     samples = [about(i, f"{i // 2}.png") for i in range(40)]

@@ -161,6 +161,16 @@ def _choose_validation(samples: Sequence[Sample], limit: int, seed: int) -> _Spl
 
 def _log_split(training: Sequence[Sample], validation: Sequence[Sample], split: _Split) -> None:
     """Log what was split off, and by what rule."""
+    if not validation:
+        log.info(
+            "nothing is held out for validation, so no validation loss is computed: at most a tenth of %d records may "
+            "be, and %s",
+            len(training),
+            "records that share images stay together"
+            if validation_limit(len(training), 1)
+            else "that is less than one",
+        )
+        return
     images = {path for sample in validation for path in sample.images}
     held_out = (
         f"held out for validation: {len(validation)} of {len(training) + len(validation)} records, "

@@ -320,7 +320,7 @@ def _print_result(result: "TrainingResult | None", folder: Path) -> None:
         stderr_console.print(f"finished before: {folder / 'model'}", markup=False)
         return
     stderr_console.print(
-        f"{result.steps} steps in {result.seconds:.0f} s "
+        f"{result.steps} {'step' if result.steps == 1 else 'steps'} in {result.seconds:.0f} s "
         f"({result.samples_per_second:.1f} conversations/s)"
     )
     if result.last_validation_loss is not None:
