@@ -100,3 +100,41 @@ class BarProgress:
 def default_progress() -> Progress:
     """Return bars if stderr is a terminal, else log lines."""
     return BarProgress() if sys.stderr.isatty() else LogProgress()
+
+
+@contextmanager
+def shown_progress(*, silent: bool) -> Iterator[Progress]:
+    """Yield progress reporting whose log lines are seen in a Python program, too, which may have set up no log.
+
+    Where no log takes lines of INFO, those of the block are printed on stderr, as the command line does.
+
+    Args:
+        silent: Report nothing where no log takes the lines.
+    """
+    package = logging.getLogger("caldera")
+    if package.isEnabledFor(logging.INFO) and package.hasHandlers():
+        yield default_progress()
+    elif silent:
+        yield NoProgress()
+    else:
+        handler, level, propagates = _PrintedInfo(), package.level, package.propagate
+        package.addHandler(handler)
+        package.setLevel(logging.INFO)
+        package.propagate = False
+        try:
+            yield default_progress()
+        finally:
+            package.removeHandler(handler)
+            package.setLevel(level)
+            package.propagate = propagates
+
+
+class _PrintedInfo(logging.Handler):
+    """Prints lines of INFO to stderr; warnings go where they went before."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one line."""
+        if record.levelno < logging.WARNING:
+            sys.stderr.write(f"{self.format(record)}\n")
+        else:
+            logging.getLogger().handle(record)

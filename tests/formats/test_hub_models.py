@@ -1,7 +1,9 @@
 """Models and towers by their names on the Hub: loaded, imported and joined, with their commits recorded."""
 
 import json
+import logging
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,32 @@ def test_a_name_is_loaded_at_its_revision(
     with pytest.raises(ModelFormatError, match=r"does not exist"):
         caldera.load("./org/model")
     assert hub.requests == []
+
+
+@pytest.mark.parametrize("silenced", [False, True])
+def test_a_download_in_python_is_seen(
+    silenced: bool,
+    hub: HubServer,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without a log, size, free disk and progress are on stderr, unless the Hub's variable silences them."""
+    bars = sys.modules["huggingface_hub.utils.tqdm"]
+    monkeypatch.setattr(bars, "HF_HUB_DISABLE_PROGRESS_BARS", silenced)
+    monkeypatch.setattr(bars, "progress_bar_states", {})
+    logger = logging.getLogger("caldera")
+    caplog.set_level(logging.WARNING, "caldera")
+    hub.add("org/model", {"config.json": b"{}", "model.safetensors": bytes(3_000_000)})
+    local_folders("org/model")
+    printed = capsys.readouterr().err
+    assert ("2 files to download, 3.0 MB; " in printed) is not silenced
+    assert ("MB of org/model: 3 of 4" in printed) is not silenced
+    assert logger.level == logging.WARNING
+    assert not logger.handlers
+    assert logger.propagate
+    local_folders("org/model")
+    assert capsys.readouterr().err == ""
 
 
 def test_a_release_of_llava_hf_has_its_template_by_its_name(

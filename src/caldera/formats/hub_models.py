@@ -14,7 +14,7 @@ from caldera.files.hub_errors import HubError
 from caldera.formats.config import read_json
 from caldera.formats.safetensors_files import INDEX, WEIGHTS, parse_index
 from caldera.formats.weight_files import TORCH_INDEX, TORCH_WEIGHTS
-from caldera.progress import default_progress
+from caldera.progress import shown_progress
 
 _SETTINGS = frozenset(
     (
@@ -99,7 +99,10 @@ def local_folders(*paths: str | Path) -> list[Path]:
     names = [parse_hub_name(path) if isinstance(path, str) else None for path in paths]
     snapshots = {name: find_snapshot(name, choose_model_files) for name in names if name}
     if snapshots:
-        download(list(snapshots.values()), default_progress())
+        from huggingface_hub.utils import are_progress_bars_disabled
+
+        with shown_progress(silent=are_progress_bars_disabled()) as progress:
+            download(list(snapshots.values()), progress)
     return [
         snapshots[name].folder if name else Path(path)
         for name, path in zip(names, paths, strict=True)
