@@ -10,10 +10,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from caldera.cli.import_model import import_weights
 from caldera.errors import ModelFormatError, UsageError
 from caldera.formats.assemble import assemble
 from caldera.formats.efficientnet_lite import convert_efficientnet_lite0
 from caldera.formats.image_processor import load_processor
+from caldera.formats.model_folder import load_model_folder
 from caldera.model.bundle import LlavaBundle
 from caldera.recipes.towers import resolve_tower
 from caldera.scenes.backbones import find_backbone
@@ -96,6 +98,14 @@ def test_another_file_is_rejected(tmp_path: Path) -> None:
     ):
         convert_efficientnet_lite0(tmp_path / "weights.pth", tmp_path / "tower")
     assert not (tmp_path / "tower").exists()
+
+
+@needs_package
+def test_the_import_takes_names_that_the_training_takes(tmp_path: Path) -> None:
+    """A tower of a package and a shipped language model are joined, and recorded by their names."""
+    import_weights(vision=NAME, language="scenes-llama", out_folder=tmp_path / "own")
+    sources = load_model_folder(tmp_path / "own").card.sources
+    assert sources == {"vision": NAME, "language": "scenes-llama"}
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,8 @@ def test_towers_are_found_by_exact_name(tmp_path: Path) -> None:
     """For a typo the message suggests the nearest name; a delta is no language model, and is not downloaded."""
     with pytest.raises(UnknownNameError, match="did you mean 'scenes-vit'"):
         resolve_tower("scenes-vitt", tmp_path)
+    with pytest.raises(UnknownNameError, match=r"or ORG/NAME on the Hugging Face Hub is called"):
+        resolve_tower("clip", tmp_path)
     with pytest.raises(UsageError, match="differences to the first LLaMA"):
         resolve_tower("lmsys/vicuna-7b-delta-v0@main", tmp_path)
 

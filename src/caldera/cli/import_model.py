@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -31,7 +32,9 @@ Base = Annotated[
 ]
 Vision = Annotated[
     str | None,
-    typer.Option(help="Vision tower: a folder in transformers' format, or a name on the Hub."),
+    typer.Option(
+        help="Vision tower: a packaged one, a folder in transformers' format, or a name on the Hub."
+    ),
 ]
 Language = Annotated[str | None, typer.Option(help="Language model to join with --vision.")]
 Projector = Annotated[
@@ -105,7 +108,9 @@ def import_weights(
         vocab_multiple=vocab_multiple,
     )
     check_new_folder(out_folder)
-    report = import_model(_with_folders(request, *names), out_folder, default_progress())
+    with TemporaryDirectory() as work:
+        request = _with_folders(request, *names, work=Path(work))
+        report = import_model(request, out_folder, default_progress())
     print_message(*(f"note: {note}" for note in report.notes))
     print_message(f"images: {report.images}")
     dtype_name = str(report.dtype).removeprefix("torch.")
@@ -115,10 +120,15 @@ def import_weights(
     print_result(str(out_folder))
 
 
-def _with_folders(request: "ImportRequest", *names: str | None) -> "ImportRequest":
-    """Return a request with the folders of its names, which are downloaded if they are on the Hub."""
+def _with_folders(
+    request: "ImportRequest", source: str | None, *towers: str | None, work: Path
+) -> "ImportRequest":
+    """Return a request with the folders of its names: downloaded if they are on the Hub, or converted in `work`."""
     from caldera.formats.hub_models import local_folders
+    from caldera.recipes.towers import local_towers
 
-    folders = iter(local_folders(*filter(None, names)))
+    names = source, *towers
+    local = [source] if source else []
+    folders = iter(local_folders(*local, *local_towers(*filter(None, towers), work=work)))
     paths = [next(folders) if name else None for name in names]
     return replace(request, source=paths[0], base=paths[1], vision=paths[2], language=paths[3])

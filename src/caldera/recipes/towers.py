@@ -138,9 +138,20 @@ def resolve_towers(*names: str, work: Path) -> list[Path]:
     """
     from caldera.formats.hub_models import pinned_folders
 
+    return pinned_folders(*local_towers(*names, work=work), file=work / "hub.json")
+
+
+def local_towers(*names: str, work: Path) -> list[str | Path]:
+    """Return the folders of towers, converted in `work` if need be, and names on the Hub as they are.
+
+    Raises:
+        UnknownNameError: A name is none that `resolve_towers` takes; nothing is converted then.
+        UsageError: A package is not installed, or a name on the Hub is no language model by itself.
+        ModelFormatError: A GGUF file cannot be read.
+    """
     for name in names:
         check_tower(name)
-    return pinned_folders(*(_local_tower(name, work) for name in names), file=work / "hub.json")
+    return [_local_tower(name, work) for name in names]
 
 
 def _local_tower(name: str, work: Path) -> str | Path:
@@ -161,7 +172,8 @@ def check_tower(name: str) -> None:
         return
     hub_name = parse_hub_name(name)
     if hub_name is None:
-        raise UnknownNameError("tower, folder or .gguf file", name, [*BACKBONES, *PYPI_MODELS])
+        subject = "packaged tower, folder, .gguf file or ORG/NAME on the Hugging Face Hub"
+        raise UnknownNameError(subject, name, [*BACKBONES, *PYPI_MODELS])
     if hub_name.repo_id in DELTAS:
         raise UsageError(
             f"{name} holds differences to the first LLaMA, which the Hub does not have: add them to it, and give the "
