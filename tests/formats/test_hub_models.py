@@ -58,6 +58,14 @@ def test_a_name_is_loaded_at_its_revision(
     assert hub.requests == []
 
 
+def test_requests_name_the_version(hub: HubServer) -> None:
+    """The Hub and its CDN can tell which caldera asks."""
+    hub.add("org/model", {"config.json": b"{}", "model.safetensors": bytes(10)})
+    local_folders("org/model")
+    agents = {request.headers["user-agent"].split(";")[0] for request in hub.requests}
+    assert agents == {f"caldera/{caldera.__version__}"}
+
+
 @pytest.mark.parametrize("silenced", [False, True])
 def test_a_download_in_python_is_seen(
     silenced: bool,

@@ -14,6 +14,7 @@ from json import JSONDecodeError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from caldera import __version__
 from caldera.errors import InputError, ModelFormatError, UsageError
 from caldera.export.model_card import CARD_FILE, HubCard
 from caldera.files.hub_errors import HubError, http_error, hub_errors, reading_answer
@@ -321,4 +322,4 @@ def _describe_rejection(error: BaseException) -> str:
 def _api() -> "HfApi":
     from huggingface_hub import HfApi
 
-    return HfApi(library_name="caldera")
+    return HfApi(library_name="caldera", library_version=__version__)

@@ -13,6 +13,7 @@ from functools import partial
 from os.path import lexists
 from pathlib import Path
 
+from caldera import __version__
 from caldera.errors import OutputError, UsageError
 from caldera.files.atomic import free_bytes, translate_os_errors, write_atomic
 from caldera.files.hub_cache import (
@@ -308,7 +309,7 @@ def _ask(name: HubName) -> Listing:
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError
 
-    api, retries, info = HfApi(library_name="caldera"), Retries(), None
+    api, retries, info = HfApi(library_name="caldera", library_version=__version__), Retries(), None
     with reading_answer(str(name)):
         while info is None:
             try:

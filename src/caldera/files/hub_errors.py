@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from caldera import __version__
 from caldera.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -176,7 +177,7 @@ def _other_kind(repo_id: str, repo_type: str) -> str:
 
     other = "dataset" if repo_type == "model" else "model"
     try:
-        api = HfApi(library_name="caldera")
+        api = HfApi(library_name="caldera", library_version=__version__)
         api.repo_info(repo_id, repo_type=other, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     except (http_error(), ValueError):
         return ""

@@ -16,6 +16,7 @@ from io import BufferedRandom
 from pathlib import Path
 from typing import Any
 
+from caldera import __version__
 from caldera.files.hub_cache import has_size
 from caldera.files.hub_errors import HubError, HubUnreachableError, Retries, http_error
 
@@ -133,7 +134,10 @@ def _receive(file: RemoteFile, stream: BufferedRandom) -> Iterator[int]:
     )
 
     # A compressed response could not be resumed.
-    headers = {**build_hf_headers(library_name="caldera"), "Accept-Encoding": "identity"}
+    headers = {
+        **build_hf_headers(library_name="caldera", library_version=__version__),
+        "Accept-Encoding": "identity",
+    }
     if start := stream.tell():
         headers["Range"] = f"bytes={start}-"
     timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
