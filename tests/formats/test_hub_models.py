@@ -18,6 +18,7 @@ from caldera.files.hub_errors import HubError
 from caldera.formats.assemble import assemble
 from caldera.formats.hub_models import RELEASED_TEMPLATES, local_folders
 from caldera.formats.model_folder import save_model_folder
+from caldera.formats.model_paths import find_model
 from caldera.formats.open_model import load_model, open_model
 from caldera.formats.weight_files import read_folder
 from caldera.model.bundle import LlavaBundle
@@ -66,6 +67,23 @@ def test_requests_name_the_version(hub: HubServer) -> None:
     assert agents == {f"caldera/{caldera.__version__}"}
 
 
+def test_what_cannot_be_used_is_reported_before_its_weights(
+    hub: HubServer, tmp_path: Path, tokenizer: PreTrainedTokenizerFast, vision_folder: Path
+) -> None:
+    """An unknown template, a tower alone: the error has the user's name and the command, and no weight is asked for."""
+    hub.add("org/unknown", write_llava_hf(tmp_path / "folder", tokenizer))
+    hub.add("openai/tiny-clip", vision_folder)
+    command = r"caldera import org/unknown --template NAME .*likely, .*: vicuna_v1; docs/templates"
+    for name, message in (
+        ("org/unknown", command),
+        ("openai/tiny-clip", "^openai/tiny-clip is a vision tower .*--vision openai/tiny-clip "),
+    ):
+        with pytest.raises(ModelFormatError, match=message) as caught:
+            find_model(name)
+        assert "snapshots" not in str(caught.value)
+    assert not [request for request in hub.requests if "model.safetensors" in request.path]
+
+
 @pytest.mark.parametrize("silenced", [False, True])
 def test_a_download_in_python_is_seen(
     silenced: bool,
@@ -93,15 +111,22 @@ def test_a_download_in_python_is_seen(
 
 
 def test_a_release_of_llava_hf_has_its_template_by_its_name(
-    hub: HubServer, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+    hub: HubServer,
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The chat template of the files, which lacks the system text, is not used; under another name it is an error."""
+    caplog.set_level(logging.INFO, "caldera.formats.open_model")
     folder = write_llava_hf(tmp_path / "hf", tokenizer)
     hub.add("llava-hf/llava-1.5-7b-hf", folder)
     hub.add("someone/llava-1.5-7b-hf", folder)
     card = open_model("llava-hf/llava-1.5-7b-hf")[0].card
     assert card.template == "vicuna_v1"
-    message = r"choose one: caldera import someone/llava-1.5-7b-hf@\w+ --template NAME --out FOLDER"
+    [note] = [text for text in caplog.messages if "padded" in text]
+    assert note.startswith("llava-hf/llava-1.5-7b-hf: ")
+    assert "caldera import llava-hf/llava-1.5-7b-hf --template vicuna_v1 --aspect pad" in note
+    message = r"choose one: caldera import someone/llava-1.5-7b-hf --template NAME --out FOLDER"
     with pytest.raises(ModelFormatError, match=message):
         open_model("someone/llava-1.5-7b-hf")
     assert not set(RELEASED_TEMPLATES.values()) - TEMPLATES.keys()
@@ -146,7 +171,7 @@ def test_other_repositories_of_llavas_own_code_name_the_import(
     """Their template is not known, and a wrong one gives poor answers."""
     hub.add("someone/finetuned", write_original())
     message = (
-        r"convert it: caldera import someone/finetuned@\w+ --template vicuna_v1 --out FOLDER \(the"
+        r"convert it: caldera import someone/finetuned --template vicuna_v1 --out FOLDER \(the"
     )
     with pytest.raises(ModelFormatError, match=message):
         open_model("someone/finetuned")

@@ -169,6 +169,16 @@ EXAMPLES: dict[str, Example] = {
         lambda root: Path("llava-hf/llava-1.5-7b-hf"),
         r"does not exist; check the path, or give hf://llava-hf/llava-1.5-7b-hf for a model",
     ),
+    "a name without its organization": (
+        "missing",
+        lambda root: "llava-1.5-7b-hf",
+        r"does not exist; did you mean llava-hf/llava-1.5-7b-hf on the Hugging Face Hub\?",
+    ),
+    "a word": (
+        "missing",
+        lambda root: "zyzzyva-9b",
+        r"does not exist; check the path, or give ORG/NAME for a model on the Hugging Face Hub",
+    ),
     "another address": ("missing", lambda root: "https://x.org/m", "is a web address"),
     "a misspelled path": (
         "missing",

@@ -185,12 +185,17 @@ def _cached_snapshot(name: HubName, cached: Listing | None, choose: Choose) -> S
     return Snapshot(cached, files)
 
 
-def download(snapshots: Sequence[Snapshot], progress: Progress) -> None:
+def download(
+    snapshots: Sequence[Snapshot],
+    progress: Progress,
+    before_file: Callable[[Path], None] = lambda path: None,
+) -> None:
     """Download what the cache lacks of snapshots, after logging its size; an interrupted download is resumed.
 
     Args:
         snapshots: From `find_snapshot`.
         progress: Reports the megabytes.
+        before_file: Called with the place of each file before it is downloaded; its error ends the download.
 
     Raises:
         HubError: A file cannot be read, or is not what the Hub lists.
@@ -205,7 +210,7 @@ def download(snapshots: Sequence[Snapshot], progress: Progress) -> None:
         # What is chosen from this list, now or later, is then known to be complete or not, also offline.
         write_list(snapshot.listing)
         if files:
-            _fetch_all(snapshot.listing, files, progress)
+            _fetch_all(snapshot.listing, files, progress, before_file)
         ref = snapshot.listing.name.ref
         if snapshot.commit != ref.name and (
             not ref.is_file() or ref.read_text(errors="replace") != snapshot.commit
@@ -253,7 +258,12 @@ def _check_space(missing: dict[Snapshot, list[RemoteFile]]) -> None:
         )
 
 
-def _fetch_all(listing: Listing, files: Sequence[RemoteFile], progress: Progress) -> None:
+def _fetch_all(
+    listing: Listing,
+    files: Sequence[RemoteFile],
+    progress: Progress,
+    before_file: Callable[[Path], None],
+) -> None:
     """Download files in their order."""
     total = sum(file.size for file in files)
     num_bytes = sum(file.num_present for file in files)
@@ -268,6 +278,7 @@ def _fetch_all(listing: Listing, files: Sequence[RemoteFile], progress: Progress
                 advance(steps)
 
         for file in files:
+            before_file(file.link)
             fetch(file, on_bytes)
             link(file)
 

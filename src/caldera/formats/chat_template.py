@@ -7,15 +7,18 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from caldera.errors import ModelFormatError
-from caldera.files.hub import hub_source
 from caldera.formats.config import read_json
+from caldera.formats.hub_models import shown_name
 from caldera.templates.detection import DetectedTemplate, detect_template
 from caldera.templates.jinja import chat_template, spaces_images
-from caldera.templates.registry import TEMPLATES, find_template
+from caldera.templates.registry import find_template
 from caldera.templates.tokenization import start_ids
 
 _JSON_FILES = ("chat_template.json", "processor_config.json", "tokenizer_config.json")
 """Files with a chat template as a setting, in the order in which transformers prefers them."""
+
+_TEMPLATES_OF_LANGUAGES = {"mistral": "mistral_instruct", "qwen2": "qwen", "qwen3": "qwen"}
+"""Likely templates by the `model_type` of the language model."""
 
 
 def folder_chat_template(name: str, tokenizer: PreTrainedTokenizerFast) -> str:
@@ -71,13 +74,16 @@ def require_known_template(folder: Path, tokenizer: PreTrainedTokenizerFast) -> 
         detected = detect_template(source, *tokens)
     if detected.name is not None:
         return detected.name
-    name, names = hub_source(folder) or str(folder), f"one of {', '.join(TEMPLATES)}"
-    if detected.candidates:
-        names = (
-            f"the nearest: {', '.join(detected.candidates)}; for LLaVA's own weights NAME_original"
-        )
+    name, nearest = shown_name(folder), ", ".join(detected.candidates)
+    language = read_json(folder / "config.json").get("text_config")
+    model_type = language.get("model_type") if isinstance(language, dict) else None
+    names = (
+        f"the nearest: {nearest}; for LLaVA's own weights NAME_original"
+        if nearest
+        else f"likely, by its language model: {_TEMPLATES_OF_LANGUAGES.get(str(model_type), 'vicuna_v1')}"
+    )
     raise ModelFormatError(
         f"the chat template of {name} is none that caldera knows ({detected.reason}), and a wrong one gives poor "
         f"answers without an error; choose one: caldera import {shlex.quote(name)} --template NAME --out FOLDER "
-        f"({names})"
+        f"({names}; docs/templates.md lists all)"
     )

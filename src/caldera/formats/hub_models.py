@@ -4,7 +4,8 @@ The one place where a name becomes a folder; everything else takes folders.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from caldera.files.atomic import write_json
@@ -81,20 +82,25 @@ def released_template(folder: Path) -> str | None:
     return RELEASED_TEMPLATES.get((hub_source(folder) or "").partition("@")[0])
 
 
-def local_folder(path: str | Path) -> Path:
+Check = Callable[[Path], None]
+"""Raises the error of a snapshot that cannot be used, by its settings alone."""
+
+
+def local_folder(path: str | Path, check: Check | None = None) -> Path:
     """Return the folder of a Hub name's snapshot, which is downloaded if it is missing, or a path as it is.
 
     Args:
         path: A path, or a text ORG/NAME[@REVISION]; a `Path` is never a name.
+        check: Called with the folder of a snapshot that has no weights yet, before they are downloaded.
 
     Raises:
         HubError: The repository or a file of it cannot be used.
         OutputError: The disk has too little space.
     """
-    return local_folders(path)[0]
+    return local_folders(path, check=check)[0]
 
 
-def local_folders(*paths: str | Path) -> list[Path]:
+def local_folders(*paths: str | Path, check: Check | None = None) -> list[Path]:
     """Return folders as `local_folder` does; the sizes of all are logged before the first download."""
     names = [parse_hub_name(path) if isinstance(path, str) else None for path in paths]
     snapshots = {name: find_snapshot(name, choose_model_files) for name in names if name}
@@ -102,7 +108,9 @@ def local_folders(*paths: str | Path) -> list[Path]:
         from huggingface_hub.utils import are_progress_bars_disabled
 
         with shown_progress(silent=are_progress_bars_disabled()) as progress:
-            download(list(snapshots.values()), progress)
+            chosen = list(snapshots.values())
+            folders = [snapshot.folder for snapshot in chosen] if check else []
+            download(chosen, progress, partial(_check_before_weights, check, set(folders)))
     return [
         snapshots[name].folder if name else Path(path)
         for name, path in zip(names, paths, strict=True)
@@ -121,6 +129,31 @@ def pinned_folders(*paths: str | Path, file: Path) -> list[Path]:
     if sources.keys() - pins.keys():
         write_json(file, pins | sources)
     return folders
+
+
+def _check_before_weights(check: Check | None, unchecked: set[Path], file: Path) -> None:
+    """Check the snapshot of a file that is to be downloaded, if it is the first one with complete weights."""
+    folder = next((folder for folder in unchecked if file.is_relative_to(folder)), None)
+    if check and folder and file.name not in (*_SETTINGS, *_ORIGINAL_PARTS, _ADAPTER_CONFIG):
+        unchecked.remove(folder)
+        check(folder)
+
+
+def shown_name(folder: Path) -> str:
+    """Return how messages name a folder: a snapshot by its name on the Hub, any other by its path."""
+    source = hub_source(folder)
+    if source is None:
+        return str(folder)
+    repo, _, commit = source.partition("@")
+    refs = folder.parent.parent / "refs"
+    names = [
+        ref.relative_to(refs).as_posix()
+        for ref in sorted(refs.rglob("*"))
+        if ref.is_file() and ref.read_text(errors="replace") == commit
+    ]
+    if "main" in names:
+        return repo
+    return f"{repo}@{names[0]}" if names else source
 
 
 def source_name(folder: Path) -> str:

@@ -9,11 +9,18 @@ from typing import Any, Literal
 
 from caldera.errors import ModelFormatError, shorten_value
 from caldera.files.hub import hub_source
+from caldera.formats.chat_template import require_known_template
 from caldera.formats.config import read_json
-from caldera.formats.hub_models import local_folder, released_template
+from caldera.formats.hub_models import (
+    RELEASED_TEMPLATES,
+    local_folder,
+    released_template,
+    shown_name,
+)
 from caldera.formats.metadata import METADATA_FILE
 from caldera.formats.original.config import is_original
 from caldera.formats.safetensors_files import TORCH_SUFFIXES
+from caldera.formats.tokenizer import load_tokenizer
 from caldera.formats.weight_files import has_weights
 from caldera.formats.weight_merging import ADAPTER_CONFIG
 
@@ -75,10 +82,26 @@ def find_model(path: str | Path) -> Path:
         HubError: The repository or a file of it cannot be used.
         OutputError: The disk has too little space for it.
     """
-    model_path = identify(local_folder(path))
+
+    def check(folder: Path) -> None:
+        try:
+            _require_usable(identify(folder))
+        except ModelFormatError as error:
+            # The commit is no name of the snapshot yet.
+            raise ModelFormatError(str(error).replace(shown_name(folder), str(path))) from None
+
+    model_path = identify(local_folder(path, check))
     if model_path.advice:
         raise ModelFormatError(model_path.advice)
     return model_path.path
+
+
+def _require_usable(model_path: ModelPath) -> None:
+    """Raise ModelFormatError if a path is no model, or its chat template must be named; no weights are needed."""
+    if model_path.advice:
+        raise ModelFormatError(model_path.advice)
+    if model_path.kind == "llava-hf" and released_template(model_path.path) is None:
+        require_known_template(model_path.path, load_tokenizer(model_path.path))
 
 
 def identify(path: str | Path) -> ModelPath:
@@ -133,9 +156,9 @@ def _identify_adapter(folder: Path) -> ModelPath | None:
     return ModelPath(
         "peft adapter",
         folder,
-        f"{folder} is a LoRA adapter of peft for {base or 'a base model that it does not name'}, not of LLaVA's own "
-        "code; merge it with peft (PeftModel.from_pretrained(BASE, FOLDER).merge_and_unload()), save the result with "
-        "save_pretrained, and give that folder",
+        f"{shown_name(folder)} is a LoRA adapter of peft for {base or 'a base model that it does not name'}, not of "
+        "LLaVA's own code; merge it with peft (PeftModel.from_pretrained(BASE, FOLDER).merge_and_unload()), save the "
+        "result with save_pretrained, and give that folder",
     )
 
 
@@ -144,13 +167,13 @@ def _identify_config(folder: Path) -> ModelPath | None:
     if not (folder / "config.json").is_file():
         return None
     config = read_json(folder / "config.json")
-    model_type = config.get("model_type")
+    model_type, name = config.get("model_type"), shown_name(folder)
     if is_original(config):
         advice = "" if released_template(folder) else _original_advice(folder, config)
         return ModelPath("original", folder, advice)
     if model_type in LLAVA_HF_TYPES:
         return ModelPath("llava-hf", folder)
-    towers = {name for name in ("vision_config", "text_config") if name in config}
+    towers = {part for part in ("vision_config", "text_config") if part in config}
     is_vision = (
         str(model_type).startswith(("clip", "siglip"))
         if towers
@@ -166,14 +189,14 @@ def _identify_config(folder: Path) -> ModelPath | None:
         return ModelPath(
             "other model",
             folder,
-            f"{folder} is a model of type {model_type!r}; caldera reads {', '.join(LLAVA_HF_TYPES)} of transformers, "
+            f"{name} is a model of type {model_type!r}; caldera reads {', '.join(LLAVA_HF_TYPES)} of transformers, "
             "and LLaVA's own layout",
         )
-    options = f"{option} {_quoted(folder)} {other}"
+    options = f"{option} {shlex.quote(name)} {other}"
     return ModelPath(
         "vision tower" if is_vision else "language model",
         folder,
-        f"{folder} is {subject} (model_type {model_type!r}); train the two together: caldera train pretrain {options} "
+        f"{name} is {subject} (model_type {model_type!r}); train the two together: caldera train pretrain {options} "
         f"--data FILE --out RUN, or join them untrained: caldera import {options} --out FOLDER",
     )
 
@@ -185,11 +208,11 @@ def _original_advice(folder: Path, config: dict[str, Any]) -> str:
     base = " --base LANGUAGE_MODEL" if is_adapter or is_projector else ""
     template = "plain" if is_projector else "vicuna_v1"
     tower = config.get("mm_vision_tower") or "its vision tower"
-    name = hub_source(folder)
-    vision = "" if name else " --vision TOWER"
-    hint = "" if name else f"TOWER: {tower} or a folder of it; "
+    name, is_on_hub = shown_name(folder), hub_source(folder) is not None
+    vision = "" if is_on_hub else " --vision TOWER"
+    hint = "" if is_on_hub else f"TOWER: {tower} or a folder of it; "
     return (
-        f"{name or folder} is in the layout of LLaVA's own code; convert it: caldera import {name or _quoted(folder)}"
+        f"{name} is in the layout of LLaVA's own code; convert it: caldera import {shlex.quote(name)}"
         f"{base}{vision} --template {template} --out FOLDER ({hint}the template is right for LLaVA-1.5, "
         "docs/templates.md has the others)"
     )
@@ -264,7 +287,11 @@ def _identify_name(text: str, path: Path) -> ModelPath:
     text = _WEB_ADDRESS.sub(r"\1://", text, count=1)
     if "://" in text:
         return ModelPath("missing", path, f"{text} is a web address; give a model folder")
-    hint = "; check the path"
+    hint = "; check the path, or give ORG/NAME for a model on the Hugging Face Hub"
+    if on_hub := [name for name in RELEASED_TEMPLATES if name.endswith(f"/{text}")]:
+        hint = f"; did you mean {' or '.join(on_hub)} on the Hugging Face Hub?"
+    elif path.parent != Path() or path.suffix in _WEIGHT_SUFFIXES:
+        hint = "; check the path"
     if _HUB_NAME.fullmatch(text):
         hint = f"; check the path, or give hf://{text} for a model on the Hugging Face Hub"
     return ModelPath("missing", path, f"{text} does not exist{_nearest(path) or hint}")

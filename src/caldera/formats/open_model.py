@@ -8,7 +8,7 @@ import torch
 
 from caldera.files.hub import hub_source
 from caldera.formats.config import read_config
-from caldera.formats.hub_models import released_template
+from caldera.formats.hub_models import released_template, shown_name
 from caldera.formats.importing.import_model import open_source
 from caldera.formats.importing.request import ImportRequest
 from caldera.formats.metadata import METADATA_FILE
@@ -65,5 +65,5 @@ def _open_foreign(folder: Path) -> tuple[LlavaBundle, dict[str, LazyWeight]]:
         weight_files(folder)  # called for its error about folders without safetensors
     source = open_source(ImportRequest(source=folder, template=released_template(folder)))
     for note in source.notes:
-        _log.info("%s: %s", folder, note)
+        _log.info("%s: %s", shown_name(folder), note)
     return source.assistant, dict(source.weights)

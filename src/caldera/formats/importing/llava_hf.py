@@ -1,5 +1,6 @@
 """Reader of llava-hf folders: LLaVA's, LLaVA-NeXT's and LLaVA-OneVision's."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from caldera.errors import ModelFormatError, shorten_value
 from caldera.formats import weight_names
 from caldera.formats.chat_template import require_known_template
 from caldera.formats.config import CONFIG_ERRORS, accept_old_keys, error_line, read_config
+from caldera.formats.hub_models import shown_name
 from caldera.formats.image_processor import load_processor
 from caldera.formats.importing.sources import SourceModel, build_metadata, resolve_aspect
 from caldera.formats.model_folder import build_on_meta
@@ -63,7 +65,10 @@ def read_llava_hf(folder: Path, template: str | None, aspect: str | None) -> Sou
     metadata = metadata.model_copy(update={"feature_select": feature_select})
     notes: tuple[str, ...] = ()
     if metadata.image_aspect == "square" and aspect is None and not processor.resize_without_crop:
-        notes = ("LLaVA-1.5 was trained on padded images, which caldera import --aspect pad sets",)
+        command = f"caldera import {shlex.quote(shown_name(folder))} --template {template}"
+        notes = (
+            f"LLaVA-1.5 was trained on padded images; to pad them: {command} --aspect pad --out FOLDER",
+        )
     weights = weight_names.rename_weights(source.weights, weight_names.from_llava_hf, folder)
     towers = (config.vision_config, config.text_config)
     files = {"source": source.files}

@@ -8,13 +8,13 @@ import torch
 
 from caldera.errors import ModelFormatError, UnknownNameError, UsageError
 from caldera.formats.config import read_config
-from caldera.formats.hub_models import source_name
+from caldera.formats.hub_models import shown_name, source_name
 from caldera.formats.model_paths import ADAPTER_FILES, NON_LORA_FILE, PROJECTOR_FILE, identify
 from caldera.formats.original.config import is_original
 from caldera.formats.weight_files import has_weights, read_folder
 from caldera.formats.weight_merging import ADAPTER_CONFIG, VOCAB_MULTIPLE
 from caldera.images.anyres import ImageAspect
-from caldera.templates.registry import TEMPLATES, find_template
+from caldera.templates.registry import find_template
 
 SourceLayout = Literal["hf", "full", "projector", "lora", "delta"]
 """Layout of a folder: llava-hf's; of LLaVA's own code: a complete model, stage 1's projector, a LoRA adapter, or delta
@@ -95,15 +95,15 @@ class ImportRequest:
         """Name of the template.
 
         Raises:
-            UsageError: None was given; the message has the one that the config suggests, and lists the names.
+            UsageError: None was given; the message has the one that the config suggests, and where all are listed.
         """
         if self.template is None:
             assert self.source
             likely = _likely_template(read_config(self.source))
             raise UsageError(
-                f"{self.source} does not name its chat template; by its config it was trained with {likely}, if the "
-                f"model is one of LLaVA's releases: give --template {likely} (LLaVA v1: llava_v1_original, its 34B: "
-                f"chatml_direct_original), else one of {', '.join(TEMPLATES)}"
+                f"{shown_name(self.source)} does not name its chat template; by its config it was trained with "
+                f"{likely}, if the model is one of LLaVA's releases: give --template {likely} (LLaVA v1: "
+                "llava_v1_original, its 34B: chatml_direct_original), else another of docs/templates.md"
             )
         return self.template
 
