@@ -53,9 +53,11 @@ def test_auto_on_a_cpu_is_the_fastest_precision() -> None:
     ("device", "reason"),
     [
         ("mps", "a Mac with an Apple GPU"),
-        ("meta", "caldera runs on cpu, cuda, mps"),
-        ("gpu", ""),
-        ("cuda:99", ""),
+        ("meta", "caldera runs on auto, cpu, cuda, mps"),
+        ("gpu", "caldera runs on auto, cpu, cuda, mps.*; did you mean 'cuda'"),
+        ("cdua", "did you mean 'cuda'"),
+        ("cuda:99", "" if torch.cuda.is_available() else "(pytorch.org|nvidia-smi).* device cpu"),
+        ("cuda:x", ""),
     ],
 )
 def test_a_device_that_cannot_be_used_is_one_line(device: str, reason: str) -> None:

@@ -1,6 +1,7 @@
 """Devices and their precision, the runtime of a job, and CPU features."""
 
 import ctypes
+import difflib
 import logging
 import os
 import random
@@ -119,6 +120,9 @@ FLOAT16_MAX = int(torch.finfo(torch.float16).max)
 """Largest number in fp16; models whose activations are larger need bf16 or fp32."""
 
 _DEVICE_TYPES = ("cpu", "cuda", "mps")
+_OTHER_NAMES = dict.fromkeys(("gpu", "nvidia", "rocm", "hip", "amd"), "cuda") | {"metal": "mps"}
+"""Names that users give to devices, and those that torch gives them."""
+
 
 _MAX_WORKERS = 8
 """More decoding processes did not speed up the training of one model."""
@@ -208,17 +212,40 @@ def _best_device() -> str:
 
 def _open_device(name: str) -> torch.device:
     """Return a device that can be used; raise UsageError for any other."""
+    kind = name.partition(":")[0]
+    if kind not in _DEVICE_TYPES:
+        known = ", ".join(["auto", *_DEVICE_TYPES])
+        nearest = _OTHER_NAMES.get(kind.lower()) or next(
+            iter(difflib.get_close_matches(kind.lower(), ["auto", *_DEVICE_TYPES], n=1)), None
+        )
+        question = f"; did you mean {nearest!r}?" if nearest else ""
+        raise UsageError(
+            f"device {name!r} cannot be used: caldera runs on {known}, or cuda:1 and so on{question}"
+        )
     try:
         device = torch.device(name)
         if device.type == "mps" and not torch.backends.mps.is_available():
             raise RuntimeError("it needs a Mac with an Apple GPU, and a build of torch for it")
-        if device.type not in _DEVICE_TYPES:
-            raise RuntimeError(f"caldera runs on {', '.join(_DEVICE_TYPES)}")
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise RuntimeError(_describe_missing_cuda())
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"device {name!r} cannot be used: {reason}") from None
     return device
+
+
+def _describe_missing_cuda() -> str:
+    """Return why torch reaches no CUDA GPU, and what to do."""
+    if torch.version.cuda or torch.version.hip:
+        return (
+            "torch finds no GPU with a driver; see whether nvidia-smi lists one and CUDA_VISIBLE_DEVICES names it, or "
+            "use the device cpu"
+        )
+    return (
+        f"torch {torch.__version__} is a build without CUDA; install one with it as pytorch.org/get-started says, or "
+        "use the device cpu (caldera doctor lists what this machine has)"
+    )
 
 
 def _is_fast_on_cpu(dtype: torch.dtype) -> bool:
