@@ -270,10 +270,10 @@ def _merge(
             skipped.note(str(path), f"merged with the identical file '{first}'")
         elif is_copy:
             known |= phrases
-            names = ", ".join(sorted(known))
+            classes = ", ".join(sorted(known))
             skipped.note(
                 str(path),
-                f"merged with the identical file '{first}', with the classes of both: '{names}'",
+                f"merged with the identical file '{first}', with the classes of both: '{classes}'",
             )
     if not paths and skipped.items:
         item = skipped.items[0]
