@@ -217,8 +217,13 @@ def _noun_phrases(texts: Sequence[str], agreement: Agreement) -> dict[str, str]:
                     continue
                 phrases = heads if word == words[-1] else parts
                 for key in {word_key(word), stem(word)} & agreement.supported:
-                    phrases[key] = min(phrases.get(key, phrase), phrase, key=len)
+                    phrases[key] = min(phrases.get(key, phrase), phrase, key=_by_tone_and_length)
     return {**parts, **heads}
+
+
+def _by_tone_and_length(phrase: str) -> tuple[bool, int]:
+    """Return an order of phrases: plain before colloquial words, then short before long ones."""
+    return "guy" in phrase.split(), len(phrase)
 
 
 def _is_nominal(word: str) -> bool:

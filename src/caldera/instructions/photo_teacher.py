@@ -36,7 +36,7 @@ from caldera.instructions.questions import (
     relation_questions,
     yes_no_pairs,
 )
-from caldera.instructions.request_phrases import CAPTION_REQUESTS, DETAIL_REQUESTS
+from caldera.instructions.request_phrases import PHOTO_CAPTION_REQUESTS, PHOTO_DETAIL_REQUESTS
 from caldera.instructions.scripted_teacher import sentence_answers, short_answers, shuffled
 
 _MAX_TURNS = 5
@@ -100,7 +100,7 @@ class PhotoTeacher:
         _, agreement = self._known(image)
         others = [index for index in agreement.trusted if index != agreement.lead]
         index = rng.choice(others or agreement.trusted or range(len(image.captions)))
-        return [Exchange(rng.choice(CAPTION_REQUESTS), image.captions[index])]
+        return [Exchange(rng.choice(PHOTO_CAPTION_REQUESTS), image.captions[index])]
 
     def _detail(self, images: Sequence[AnnotatedImage], rng: random.Random) -> list[Exchange]:
         """Ask for a detailed description."""
@@ -113,7 +113,7 @@ class PhotoTeacher:
             description = " ".join(sentences) if len(sentences) > 1 else ""
         else:
             description = describe_image(facts, rng)
-        return [Exchange(rng.choice(DETAIL_REQUESTS), description)] if description else []
+        return [Exchange(rng.choice(PHOTO_DETAIL_REQUESTS), description)] if description else []
 
     def _reasoning(self, images: Sequence[AnnotatedImage], rng: random.Random) -> list[Exchange]:
         """Ask one question about a situation that the image shows."""

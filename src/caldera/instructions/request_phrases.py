@@ -35,6 +35,12 @@ DETAIL_REQUESTS: tuple[str, ...] = (
 )
 """Requests for a detailed description (sixteen, as in the paper; the wordings are this project's)."""
 
+PHOTO_CAPTION_REQUESTS, PHOTO_DETAIL_REQUESTS = (
+    tuple(text.replace("Summarise", "Summarize").replace("Analyse", "Analyze") for text in requests)
+    for requests in (CAPTION_REQUESTS, DETAIL_REQUESTS)
+)
+"""The same in American spelling, for photos; records of drawn scenes keep their words."""
+
 SHORT_ANSWER = "Answer the question using a single word or phrase."
 """LLaVA-1.5's request for a short answer (arXiv 2310.03744, table 7)."""
 
