@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from caldera.cli.options import silence_libraries
 from tests.cli.conftest import CommandResult
 
 HIDE = """
@@ -99,12 +101,19 @@ def test_without_the_packages_of_the_command_line_the_program_is_one_line(
 def test_a_whole_installation_blocks_nothing(
     call: Callable[..., CommandResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Facts of this machine, and the commands that can run."""
+    """The verdict is first; then facts of this machine, with the variables that the user set."""
     monkeypatch.setattr("huggingface_hub.constants.is_offline_mode", lambda: True)
     monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.delenv("TRANSFORMERS_VERBOSITY", raising=False)
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
+    monkeypatch.setattr("caldera.cli.options._silenced", {})
+    silence_libraries()
     result = call("doctor", "data", "to-parquet")
     assert result.returncode == 0, result.stderr
-    assert "nothing blocks caldera data to-parquet" in result.stdout
+    assert result.stdout.startswith("nothing blocks caldera data to-parquet\n")
+    [environment] = re.findall(r"(?s)\nenvironment\n(.*)", result.stdout)
+    assert "TRANSFORMERS_VERBOSITY" not in environment
+    assert re.search(r"  TOKENIZERS_PARALLELISM +true\n", environment)
     assert "--device cpu --dtype" in result.stdout or "--device cuda" in result.stdout
     for command in (["train"], ["train", "pretrain"], ["evaluate", "pope"], ["demo"], ["doctor"]):
         assert call("doctor", *command).returncode == 0

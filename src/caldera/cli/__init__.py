@@ -36,6 +36,7 @@ from caldera.cli.options import (
     quantization_from,
     raise_if_renamed_option,
     runtime_from,
+    silence_libraries,
     stderr_console,
     stdout_console,
 )
@@ -288,9 +289,7 @@ class _StderrHandler(logging.Handler):
 
 def _configure_logging() -> None:
     """Send logs to stderr, and silence the libraries."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    silence_libraries()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_StderrHandler()])
     logging.getLogger("caldera").setLevel(logging.INFO)
 

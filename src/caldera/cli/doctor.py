@@ -1,14 +1,13 @@
 """Command `caldera doctor`: what is installed, what this machine has, and what blocks a command."""
 
 import json
-import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from caldera.cli.interruptions import MESSAGES
-from caldera.cli.options import print_result
+from caldera.cli.options import print_result, user_environment
 from caldera.errors import UnknownNameError, UsageError
 
 if TYPE_CHECKING:
@@ -45,17 +44,18 @@ def doctor(
     name = " ".join(command or ())
     if name and not _is_command(name):
         raise UnknownNameError("command", name, [*MESSAGES])
-    report = describe_installation(os.environ)
+    report = describe_installation(user_environment())
     blocking = [fact.advice for fact in blocking_facts(report, name)] if name else []
     if as_json:
         sections = {section: [asdict(fact) for fact in facts] for section, facts in report.items()}
         print_result(json.dumps({"command": name, "blocked_by": blocking, **sections}, indent=1))
     else:
+        if name:
+            blocked = [f"caldera {name} cannot run:", *(f"  ! {advice}" for advice in blocking)]
+            print_result(*(blocked if blocking else [f"nothing blocks caldera {name}"]), "")
         _print_report(report)
     if blocking:
         raise UsageError(f"caldera {name} cannot run: {'; '.join(blocking)}")
-    if name and not as_json:
-        print_result("", f"nothing blocks caldera {name}")
 
 
 def _is_command(name: str) -> bool:

@@ -23,6 +23,28 @@ stderr_console = Console(stderr=True, markup=False, emoji=False)
 """Console for everything else."""
 
 
+_SILENT = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""Environment variables that keep libraries from printing between the lines of a command."""
+
+_silenced: dict[str, str] = {}
+"""Those of them that this process has set."""
+
+
+def silence_libraries() -> None:
+    """Set environment variables that silence libraries, unless the user has set them."""
+    _silenced.update({name: value for name, value in _SILENT.items() if name not in os.environ})
+    os.environ.update(_silenced)
+
+
+def user_environment() -> dict[str, str]:
+    """Return the environment variables without those that `silence_libraries` has set."""
+    return {name: value for name, value in os.environ.items() if name not in _silenced}
+
+
 def check_out_file(path: Path | None) -> Path | None:
     """Return the path of a file to write; a folder is an error before any work is done."""
     if path is not None and path.is_dir():
