@@ -27,6 +27,7 @@ from caldera.inference.prompts import PromptBuilder
 from caldera.inference.sampling import SamplingParams
 from caldera.model.bundle import LlavaBundle
 from caldera.progress import NoProgress
+from caldera.scenes.backbones import FORMER_DIGESTS
 from tests.engine_answers import generate
 from tests.evaluation.questions import question, questions
 
@@ -54,6 +55,17 @@ def ask(
         max_new_tokens=max_new_tokens,
     )
     return answers
+
+
+def test_photos_are_warned_of_where_the_model_saw_drawings_only(
+    assistant: LlavaBundle, photos: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in training and chat, once; a model of other towers is silent."""
+    items = [question(0), question(1)]
+    for digest, expected in (("another", 0), (next(iter(FORMER_DIGESTS)), 1)):
+        card = assistant.card.model_copy(update={"source_digests": {"vision": digest}})
+        ask(replace(assistant, card=card), items, photos)
+        assert len([text for text in caplog.messages if "2 of 2 images" in text]) == expected
 
 
 def test_answers_do_not_depend_on_the_batch(assistant: LlavaBundle, photos: Path) -> None:

@@ -27,6 +27,7 @@ from caldera.evaluation.answerers.answerer import (
 from caldera.evaluation.benchmark import Item
 from caldera.formats.model_paths import find_model
 from caldera.formats.open_model import load_model
+from caldera.formats.photo_warning import PhotoWarning
 from caldera.images.anyres import TileLayout
 from caldera.images.decoding import open_image
 from caldera.inference.engine import Engine, Request, offline_config
@@ -128,6 +129,7 @@ class LocalModelAnswerer:
         self._assistant, self._config, self._compute = assistant, config, compute
         assistant.model.to(compute.device)
         self._prompt_builder = PromptBuilder(assistant)
+        self._photo_warning = PhotoWarning(assistant.card.source_digests)
         self._digest = digest
 
     @property
@@ -189,6 +191,8 @@ class LocalModelAnswerer:
             CalderaError: The model failed.
             Interrupted: A signal ended the work after a batch.
         """
+        images = {path for item in items for path in _prompt(item).images}
+        self._photo_warning.check_files(sorted(images))
         batch_size = self._config.batch_size
         sampling = {
             prepared.item.id: self._sampling(self._room(prepared, max_new_tokens), index)
