@@ -45,7 +45,7 @@ def test_an_ambiguous_layout_must_be_chosen(
 def test_a_missing_template_is_asked_for(
     tmp_path: Path, llava_hf: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    """Without --template the message names a likely one and where all are listed; for an unknown name it suggests the nearest."""
+    """Without --template the message has a likely one and where all are listed; for an unknown name the nearest."""
     with pytest.raises(ModelFormatError, match=r"--template NAME .*vicuna_v1; docs/templates.md"):
         run_import(tmp_path / "out", source=llava_hf, template=None)
     with pytest.raises(UsageError, match="did you mean 'vicuna_v1'"):
