@@ -108,6 +108,12 @@ def test_the_weights_are_those_that_an_index_names(server: HubServer, case: str)
     }
 
 
+def listing(siblings: str) -> Fault:
+    """Return a fault that answers with these files."""
+    body = b'{"id": "a/b", "sha": "%s", "siblings": %s}' % (b"0" * 40, siblings.encode())
+    return on("/api", lambda: Answer(body))
+
+
 LISTING_FAULTS: dict[str, tuple[str, Fault | dict[str, bytes] | None, str]] = {
     "missing": ("org/absent", None, r"has no model of this name, or it is private, and no token is set"),
     "missing revision": ("org/model@v9", None, r"cannot read org/model@v9: it has no such revision; http\S+/tree/main"),
@@ -148,13 +154,7 @@ LISTING_FAULTS: dict[str, tuple[str, Fault | dict[str, bytes] | None, str]] = {
         )
     },
     **{
-        f"siblings {siblings:.30}": (
-            "org/model",
-            on("/api", lambda siblings=siblings: Answer(b'{"id": "a/b", "sha": "%s", "siblings": %s}' % (
-                b"0" * 40, siblings.encode()
-            ))),
-            r"does not answer as the Hub does",
-        )
+        f"siblings {siblings:.30}": ("org/model", listing(siblings), r"does not answer as the Hub does")
         for siblings in (
             "[null]", '{"a": 1}', '[{"rfilename": 5, "size": 1, "blobId": "%s"}]' % ("2" * 40),
             *(f'[{{"rfilename": "a", "size": {size}, "blobId": "{"2" * 40}"}}]' for size in ("-5", "1" + "0" * 400)),
