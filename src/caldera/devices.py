@@ -214,13 +214,12 @@ def _open_device(name: str) -> torch.device:
     """Return a device that can be used; raise UsageError for any other."""
     kind = name.partition(":")[0]
     if kind not in _DEVICE_TYPES:
-        known = ", ".join(["auto", *_DEVICE_TYPES])
-        nearest = _OTHER_NAMES.get(kind.lower()) or next(
-            iter(difflib.get_close_matches(kind.lower(), ["auto", *_DEVICE_TYPES], n=1)), None
-        )
+        valid = ("auto", *_DEVICE_TYPES)
+        matches = difflib.get_close_matches(kind.lower(), valid, n=1)
+        nearest = _OTHER_NAMES.get(kind.lower()) or next(iter(matches), None)
         question = f"; did you mean {nearest!r}?" if nearest else ""
         raise UsageError(
-            f"device {name!r} cannot be used: caldera runs on {known}, or cuda:1 and so on{question}"
+            f"device {name!r} cannot be used: caldera runs on {', '.join(valid)}, or cuda:1 and so on{question}"
         )
     try:
         device = torch.device(name)
@@ -243,7 +242,7 @@ def _describe_missing_cuda() -> str:
             "use the device cpu"
         )
     return (
-        f"torch {torch.__version__} is a build without CUDA; install one with it as pytorch.org/get-started says, or "
+        f"torch {torch.__version__} is a build without CUDA; see pytorch.org/get-started for one with it, or "
         "use the device cpu (caldera doctor lists what this machine has)"
     )
 
