@@ -340,7 +340,7 @@ def _ask(name: HubName) -> Listing:
             listed_file(
                 entry.rfilename, entry.size, entry.blob_id, entry.lfs.sha256 if entry.lfs else None
             )
-            for entry in info.siblings or ()
+            for entry in getattr(info, "siblings", None) or ()
         )
         return Listing(name, commit, tuple(files))
 
