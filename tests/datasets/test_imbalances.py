@@ -88,9 +88,9 @@ def test_options_are_told_apart_by_the_words_that_differ(
 ) -> None:
     """A word that both options share names neither of them; what is in balance is not reported."""
     exchanges = [(question, first)] * num_first + [(question, second)] * num_second
-    found = [item.finding for item in counted(exchanges) if "A or B" in item.finding]
+    findings = [item.finding for item in counted(exchanges) if "A or B" in item.finding]
     total = num_first + num_second
-    assert found == [
+    assert findings == [
         f"the answers to {total} questions 'A or B' are out of balance: "
         f"first {num_first} ({num_first / total:.0%}), second {num_second} ({num_second / total:.0%})"
     ] * (num_first != num_second)

@@ -265,12 +265,12 @@ def _merge(
             continue
         is_copy = digest in paths
         first = paths.setdefault(digest, path)
-        known = labels.setdefault(digest, {*phrases})
-        if is_copy and phrases == known:
+        all_phrases = labels.setdefault(digest, {*phrases})
+        if is_copy and phrases == all_phrases:
             skipped.note(str(path), f"merged with the identical file '{first}'")
         elif is_copy:
-            known |= phrases
-            classes = ", ".join(sorted(known))
+            all_phrases |= phrases
+            classes = ", ".join(sorted(all_phrases))
             skipped.note(
                 str(path),
                 f"merged with the identical file '{first}', with the classes of both: '{classes}'",

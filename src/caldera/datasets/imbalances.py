@@ -236,8 +236,8 @@ def _share_imbalances(
     if not total:
         return []
     tested = {option: counts[option] for option in options}
-    least = min(options, key=lambda name: tested[name])
-    tested[least] += min(unclear, max(tested.values()) - tested[least])
+    rarest = min(options, key=lambda name: tested[name])
+    tested[rarest] += min(unclear, max(tested.values()) - tested[rarest])
     size = sum(tested.values())
     shift = max(abs(count / size - expected) for count in tested.values())
     deviation = (expected * (1 - expected) / size) ** 0.5
@@ -270,10 +270,10 @@ def _named_option(question: str, answer: str) -> str | None:
     with_letters = any(map(_is_letter, _WORD.findall(right)))
     first, second, rest = _options(_words(left, with_letters), _words(right, with_letters))
     words = {*_words(answer, with_letters)}
-    named = [name for name, option in (("first", first), ("second", second)) if words & option]
+    options = [name for name, option in (("first", first), ("second", second)) if words & option]
     if not (first and second):
         return None
-    return named[0] if len(named) == 1 else "unclear" if named or words & rest else None
+    return options[0] if len(options) == 1 else "unclear" if options or words & rest else None
 
 
 def _options(left: Sequence[str], right: Sequence[str]) -> tuple[set[str], set[str], set[str]]:
@@ -283,22 +283,22 @@ def _options(left: Sequence[str], right: Sequence[str]) -> tuple[set[str], set[s
         left: Words of the clause before "or": 'is the dog to the left'.
         right: Words after it: 'to the right of the car'.
     """
-    start, known = 0, {*left}
+    start, excluded = 0, {*left}
     is_clause = len(left) > _MAX_OPTION_WORDS or not _CLAUSE_WORDS.isdisjoint(left)
     if is_clause:
         # The first option begins like the second one, or else with the last word that the second one lacks.
         opening = right[0] if right and not _is_content(right[0]) else ""
-        alike = _ARTICLES if opening in _ARTICLES else {opening}
-        starts = [index for index, word in enumerate(left) if word in alike]
+        same_words = _ARTICLES if opening in _ARTICLES else {opening}
+        starts = [index for index, word in enumerate(left) if word in same_words]
         lacking = [i for i, word in enumerate(left) if _is_content(word) and word not in right]
         if not lacking:
             return set(), set(), set()
         start = lacking[-1]
         if starts and starts[-1] < start:
             start = starts[-1]
-            known = {*left[start:]}
+            excluded = {*left[start:]}
     first = {word for word in left[start:] if _is_content(word) and word not in right}
-    new = [word for word in right if _is_content(word) and word not in known]
+    new = [word for word in right if _is_content(word) and word not in excluded]
     length = len(first) if is_clause else len(new)
     return first, {*new[:length]}, {*new[length:]}
 
@@ -310,7 +310,7 @@ def _words(text: str, with_letters: bool) -> list[str]:
 
 
 def _is_content(word: str) -> bool:
-    """Return whether a word can tell options apart."""
+    """Return whether a word can distinguish options."""
     return bool(word) and word not in _OPTION_STARTS
 
 
