@@ -111,8 +111,7 @@ def import_weights(
     with TemporaryDirectory() as work:
         request = _with_folders(request, *names, work=Path(work))
         report = import_model(request, out_folder, default_progress())
-    print_message(*(f"note: {note}" for note in report.notes))
-    print_message(f"images: {report.images}")
+    print_message(*(f"note: {note}" for note in report.notes), f"images: {report.images}")
     dtype_name = str(report.dtype).removeprefix("torch.")
     print_message(
         f"{report.layout}: {report.tensors} weights, {report.nbytes / 1e9:.2f} GB, {dtype_name}"
