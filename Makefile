@@ -80,7 +80,7 @@ backbones: .venv/installed
 # machine ends in an illegal instruction.
 build/llama_cpp: | .venv/installed
 	@echo "Building llama.cpp from source: 4 to 10 minutes, once ..."
-	CMAKE_ARGS=-DGGML_NATIVE=OFF $(BIN)/pip wheel -qq -c constraints.txt --no-cache-dir --no-deps --wheel-dir $@ llama-cpp-python
+	CMAKE_ARGS="-DGGML_NATIVE=OFF $(LLAMA_CPP_FLAGS)" $(BIN)/pip wheel -qq -c constraints.txt --no-cache-dir --no-deps --wheel-dir $@ llama-cpp-python
 
 # The versions that LLaVA's own code names, for tests that run it in a second process. Newer Pythons have no wheels.
 build/transformers_4_37: | .venv/installed
