@@ -105,7 +105,7 @@ def local_folders(*paths: str | Path, check: Check | None = None) -> list[Path]:
     names = [parse_hub_name(path) if isinstance(path, str) else None for path in paths]
     snapshots = {name: find_snapshot(name, choose_model_files) for name in names if name}
     if snapshots:
-        from huggingface_hub.utils import are_progress_bars_disabled
+        from huggingface_hub.utils.tqdm import are_progress_bars_disabled
 
         with shown_progress(silent=are_progress_bars_disabled()) as progress:
             chosen = list(snapshots.values())
