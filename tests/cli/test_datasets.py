@@ -129,9 +129,9 @@ def test_a_page_lists_invalid_records_and_writes_where_it_is_told(
     (tmp_path / "theirs").mkdir()
     data = tmp_path / "theirs" / "data.json"
     data.write_text(json.dumps([{"id": "a", "conversations": turns}, {"id": "b"}]))
-    shown = call("data", "page", data, "--out", tmp_path / "mine.html")
-    assert shown.returncode == 0, shown.stderr
-    assert "1 of 1 records, 0 images, with problems: 0, skipped: 1" in shown.stderr
+    result = call("data", "page", data, "--out", tmp_path / "mine.html")
+    assert result.returncode == 0, result.stderr
+    assert "1 of 1 records, 0 images, with problems: 0, skipped: 1" in result.stderr
     assert [*data.parent.iterdir()] == [data]
     assert (tmp_path / "mine.check.skipped.jsonl").read_text().count('"skipped"') == 1
 
