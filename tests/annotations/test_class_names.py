@@ -53,5 +53,7 @@ def test_two_spellings_of_a_class_are_equal() -> None:
 )  # fmt: skip
 def test_a_name_that_cannot_be_read_is_an_error(name: str) -> None:
     """Blanks, punctuation, invisible and control characters, and half a character make no question."""
-    with pytest.raises(AnnotationError, match=r"cannot be read.*rename the class, or give its noun"):
+    with pytest.raises(
+        AnnotationError, match=r"cannot be read.*rename the class, or give its noun"
+    ):
         class_phrase(name)
