@@ -83,7 +83,7 @@ def test_the_commands_on_the_recipes_page_are_there(
         assert result.exit_code == (2 if words[0] == "train" else 0), result.output
         if words[0] == "train":
             lacks = (
-                "no tower, folder"
+                "no packaged tower, folder"
                 if "--vision" in words
                 else "needs files that caldera does not download"
             )

@@ -25,12 +25,12 @@ def photos() -> PhotoRecipe:
         finetune=replace(
             FINETUNE,
             template="chatml_direct",
-            learning_rate=2e-4,
+            learning_rate=3e-4,
             projector_learning_rate=1e-3,
-            batch_size=12,
-            epochs=3,
+            batch_size=24,
+            epochs=2,
             validation_size=96,
-            eval_every=200,
-            save_every=200,
+            eval_every=100,
+            save_every=100,
         ),
     )
