@@ -1,7 +1,6 @@
 """Devices and their precision, the runtime of a job, and CPU features."""
 
 import ctypes
-import difflib
 import logging
 import os
 import random
@@ -14,7 +13,7 @@ from typing import Literal
 
 import torch
 
-from caldera.errors import UsageError
+from caldera.errors import UsageError, nearest_name
 from caldera.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -215,8 +214,7 @@ def _open_device(name: str) -> torch.device:
     kind = name.partition(":")[0]
     if kind not in _DEVICE_TYPES:
         valid = ("auto", *_DEVICE_TYPES)
-        matches = difflib.get_close_matches(kind.lower(), valid, n=1)
-        nearest = _OTHER_NAMES.get(kind.lower()) or next(iter(matches), None)
+        nearest = _OTHER_NAMES.get(kind.lower()) or nearest_name(kind.lower(), valid)
         question = f"; did you mean {nearest!r}?" if nearest else ""
         raise UsageError(
             f"device {name!r} cannot be used: caldera runs on {', '.join(valid)}, or cuda:1 and so on{question}"

@@ -135,12 +135,15 @@ class OutOfMemoryError(EngineError):
     """There is not enough memory to continue an answer."""
 
 
+def nearest_name(name: str, valid_names: Collection[str]) -> str | None:
+    """Return the valid name that is nearest to a mistyped one; None if none is near."""
+    return next(iter(difflib.get_close_matches(name, valid_names, n=1)), None)
+
+
 def did_you_mean(name: str, valid_names: Collection[str]) -> str:
     """Suggest the nearest valid name, or list them all."""
-    matches = difflib.get_close_matches(name, valid_names, n=1)
-    return (
-        f"did you mean {matches[0]!r}?" if matches else f"known: {', '.join(sorted(valid_names))}"
-    )
+    nearest = nearest_name(name, valid_names)
+    return f"did you mean {nearest!r}?" if nearest else f"known: {', '.join(sorted(valid_names))}"
 
 
 def describe_validation_error(error: "ValidationError", root: str = "file") -> str:

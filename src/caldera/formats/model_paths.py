@@ -1,13 +1,12 @@
 """Recognition of what a path is: a model that can be loaded, or something else, with what to do about it."""
 
-import difflib
 import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from caldera.errors import ModelFormatError, shorten_value
+from caldera.errors import ModelFormatError, nearest_name, shorten_value
 from caldera.files.hub import hub_source
 from caldera.formats.chat_template import require_known_template
 from caldera.formats.config import read_json
@@ -301,8 +300,8 @@ def _nearest(path: Path) -> str:
     """Return a question about a path with a similar name next to a missing one; empty if there is none."""
     folder = next(parent for parent in path.parents if parent.is_dir() or parent == parent.parent)
     names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-    matches = difflib.get_close_matches(path.relative_to(folder).parts[0], names, n=1)
-    return f"; did you mean {folder / matches[0]}?" if matches else ""
+    nearest = nearest_name(path.relative_to(folder).parts[0], names)
+    return f"; did you mean {folder / nearest}?" if nearest else ""
 
 
 def _quoted(path: Path) -> str:
